@@ -1,0 +1,63 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to the disk: a file just created or renamed is not durable before."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Put `data` at `path`: after a crash at any moment the old bytes or the new ones are there, never a mixture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        write_flushed(beside, data, mode=mode)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def write_flushed(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Put `data` at `path` and flush it; not atomic, for a file inside a folder that `new_folder` will rename."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on leaving without an error it takes the place of `folder`.
+
+    Whoever reads finds all files or no folder. A `folder` that was there before is moved away first, so that a crash
+    between the two renames leaves none: write it again then. On an error the old folder stays and the new one goes.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    for left_over in (beside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        fsync_folder(beside)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(beside, folder)
+        fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
