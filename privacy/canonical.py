@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import NoReturn, TypeAlias
 
 from privacy.errors import WireError
 
-Json: TypeAlias = "None | bool | int | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 
 MAX_SAFE_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def canonical_json(value: object) -> bytes:
@@ -47,6 +50,19 @@ def parse_canonical(data: bytes) -> Json:
 def sha256_hex(data: bytes) -> str:
     """Return the SHA-256 of `data` as 64 lower-case hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def is_name(text: object) -> bool:
+    """Return whether `text` may name a device or a federation: 1 to 64 of A-Z a-z 0-9 . _ -, no sign first.
+
+    So narrow that a name has one spelling (no Unicode look-alikes) and is safe as a file name.
+    """
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def is_digest(text: object) -> bool:
+    """Return whether `text` is 64 lower-case hexadecimal digits: a SHA-256 or an Ed25519 public key."""
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def _canonical(value: object, depth: int) -> str:

@@ -64,7 +64,7 @@ class ModelError(ConfideError):
 
 
 class PolicyRefused(ConfideError):
-    """The device refuses a query. `code` is one of `privacy.policy.RefusalCode` and may leave the device; `detail` stays."""
+    """The device refuses a query. `code`, one of `privacy.wire.RefusalCode`, may leave the device; `detail` stays."""
 
     def __init__(self, code: str, detail: str = "") -> None:
         super().__init__(f"{code}: {detail}" if detail else code)
