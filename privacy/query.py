@@ -145,7 +145,7 @@ class Query:
 
             S (n + kappa z sqrt(n / honest)) <= 2^31 - 1,   n = invited, kappa = 12, decided in integers
 
-        A sum of n answers wraps with probability about dim * 2 Phi(-12) = 4e-33 dim. A wrap would spoil the sum, never the
+        A sum of n answers wraps with probability about dim * 2 Phi(-12) = 4e-33 dim. That would spoil the sum, not the
         privacy: reduction modulo 2^32 is post-processing.
         """
         n, z = self.cohort.invited, self.noise_multiplier

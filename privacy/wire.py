@@ -1,0 +1,190 @@
+"""The only types that may leave a device, byte by byte (PROTOCOL.md, section 3).
+
+    frame   = "confide" | version u8 = 1 | kind u8 | body
+    answer  = query_sha256 [32] | ledger_head [32] | n u8 | device_id [n] | dim u32 | u32 [dim] | m u8 | signature [m]
+    refusal = query_sha256 [32] | n u8 | device_id [n] | code u8
+
+Little-endian; m is 64, or 0 between parts of one process. No free text and no slack: every accepted message re-encodes
+to itself. Decoding raises WireError and nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from numpy.typing import NDArray
+
+from privacy.canonical import is_digest, is_name
+from privacy.errors import SignatureInvalid, WireError
+
+MAGIC: Final = b"confide\x01"
+ANSWER: Final = 1
+REFUSAL: Final = 2
+MAX_DIM: Final = 2**24
+MAX_BYTES: Final = 4 * MAX_DIM + 256
+SIGNATURE_BYTES: Final = 64
+NO_HEAD: Final = "0" * 64
+_SIGNED: Final = b"confide/answer/1\x00"
+
+
+class RefusalCode(StrEnum):
+    """Every reason that a device gives; the order is the wire's, new ones go to the end. Nothing else is said."""
+
+    FEDERATION = "federation.other"
+    POLICY = "policy.other"
+    BASIS = "basis.other"
+    PURPOSE = "purpose.not-granted"
+    UNPROTECTED = "transport.unprotected"
+    REPLAYED_NOISE = "noise.replayed"
+    COHORT = "cohort.too-small"
+    SURVIVORS = "cohort.floor-too-low"
+    NOISE = "noise.too-low"
+    CLIP = "clip.too-high"
+    DIM = "dim.too-large"
+    WORK = "limits.too-high"
+    PARTICIPATIONS = "participations.used-up"
+    BUDGET = "budget.exhausted"
+    STALE = "query.stale"
+    RELEASE = "release.unknown"
+    UNABLE = "device.unable"
+
+
+_CODES: Final = tuple(RefusalCode)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One device's vector uint32 [dim] to one query, with the head of its own ledger; unsigned until `signed`."""
+
+    query_sha256: str
+    device_id: str
+    vector: NDArray[np.uint32]
+    ledger_head: str = NO_HEAD
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _require(is_digest(self.query_sha256) and is_digest(self.ledger_head), "a hash is not 64 hexadecimal digits")
+        _require(is_name(self.device_id), "device_id is not a name")
+        _require(len(self.signature) in (0, SIGNATURE_BYTES), "a signature has 64 bytes")
+        vector = np.array(self.vector)
+        _require(vector.dtype == np.uint32 and vector.ndim == 1, "an answer is a vector of uint32")
+        _require(1 <= vector.size <= MAX_DIM, "the length of an answer is out of bounds")
+        vector.flags.writeable = False
+        object.__setattr__(self, "vector", vector)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Answer) and self.encode() == other.encode()
+
+    def __hash__(self) -> int:
+        return hash((self.query_sha256, self.device_id, self.signature))
+
+    def encode(self) -> bytes:
+        """Return the frame."""
+        return MAGIC + bytes([ANSWER]) + self._body() + bytes([len(self.signature)]) + self.signature
+
+    def signed(self, key: Ed25519PrivateKey, ledger_head: str = NO_HEAD) -> Answer:
+        """Return this answer with the device's ledger head and signature over all of it."""
+        headed = replace(self, ledger_head=ledger_head, signature=b"")
+        return replace(headed, signature=key.sign(_SIGNED + headed._body()))
+
+    def verify(self, public_key: Ed25519PublicKey) -> None:
+        """Raise SignatureInvalid unless `public_key` signed exactly this answer."""
+        try:
+            public_key.verify(self.signature, _SIGNED + self._body())
+        except InvalidSignature:
+            raise SignatureInvalid("answer") from None
+
+    def _body(self) -> bytes:
+        device = self.device_id.encode("ascii")
+        hashes = bytes.fromhex(self.query_sha256 + self.ledger_head)
+        size = struct.pack("<I", self.vector.size)
+        return hashes + bytes([len(device)]) + device + size + self.vector.astype("<u4", copy=False).tobytes()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A device's no to one query: a code of the closed list and nothing more."""
+
+    query_sha256: str
+    device_id: str
+    code: RefusalCode
+
+    def __post_init__(self) -> None:
+        _require(is_digest(self.query_sha256), "a hash is not 64 hexadecimal digits")
+        _require(is_name(self.device_id), "device_id is not a name")
+        _require(self.code in _CODES, "a refusal code is not on the list")
+        object.__setattr__(self, "code", RefusalCode(self.code))
+
+    def encode(self) -> bytes:
+        """Return the frame."""
+        device = self.device_id.encode("ascii")
+        body = bytes.fromhex(self.query_sha256) + bytes([len(device)]) + device + bytes([_CODES.index(self.code)])
+        return MAGIC + bytes([REFUSAL]) + body
+
+
+Message = Answer | Refusal
+
+
+def decode(data: bytes) -> Message:
+    """Return the message that `data` encodes; `decode(data).encode() == data`. Raises WireError for all other bytes."""
+    _require(len(data) <= MAX_BYTES, f"a message longer than {MAX_BYTES} bytes")
+    cursor = _Cursor(data)
+    _require(cursor.take(len(MAGIC)) == MAGIC, "not a message of this version")
+    kind = cursor.byte()
+    if kind == ANSWER:
+        message: Message = _answer(cursor)
+    elif kind == REFUSAL:
+        message = _refusal(cursor)
+    else:
+        raise WireError("a message of unknown kind")
+    _require(cursor.left() == 0, "bytes after the end of a message")
+    return message
+
+
+def _answer(cursor: _Cursor) -> Answer:
+    query_sha256, ledger_head = cursor.take(32).hex(), cursor.take(32).hex()
+    device_id = cursor.name()
+    (dim,) = struct.unpack("<I", cursor.take(4))
+    _require(dim <= MAX_DIM, "the length of an answer is out of bounds")  # before anything of that size is made
+    vector = np.frombuffer(cursor.take(4 * dim), dtype="<u4").astype(np.uint32, copy=False)
+    return Answer(query_sha256, device_id, vector, ledger_head, cursor.take(cursor.byte()))
+
+
+def _refusal(cursor: _Cursor) -> Refusal:
+    query_sha256, device_id, index = cursor.take(32).hex(), cursor.name(), cursor.byte()
+    _require(index < len(_CODES), "a refusal code is not on the list")
+    return Refusal(query_sha256, device_id, _CODES[index])
+
+
+class _Cursor:
+    """Reads a byte string once from front to back and never beyond its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def take(self, number: int) -> bytes:
+        _require(number <= self.left(), "a message ends too early")
+        self._at += number
+        return self._data[self._at - number : self._at]
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def name(self) -> str:
+        raw = self.take(self.byte())
+        _require(raw.isascii() and is_name(raw.decode("ascii")), "device_id is not a name")
+        return raw.decode("ascii")
+
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise WireError(problem)
