@@ -1,0 +1,217 @@
+"""The shape of `report.json`, key by key. Whoever writes a report fills these; whoever reads one may rely on them.
+
+Every figure on the page `report.html` is a leaf of this file (a test holds that), so a script never needs the page.
+Floats are finite: what has no bound or was not measured is `None`, never `inf` or `nan`. Units are in the names;
+`bits` are bits per token of the model's own tokenizer, so two reports compare only where the model is the same.
+Epsilons are keyed by their delta, written as in `"1e-06"`.
+"""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypeAlias, TypedDict
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+
+class Interval(TypedDict):
+    """A share (0.061 = 6.1 %) with its 95 % interval; `low` and `high` are None for fewer than two people."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Arm(TypedDict):
+    """One way to write the same text: a model with what it was given.
+
+    `relative_gain` is the share of base's bits saved on the tokens that both arms scored (`base_bits_per_token` is
+    base's own figure on those tokens, since an arm may be scored on fewer people than base).
+    `users_improved` is the share, `users_worse` the number, of the `users_compared` people who are strictly better or
+    worse than with `compared_with`: global, and base for global itself.
+    """
+
+    bits_per_token: float
+    base_bits_per_token: float | None
+    tokens: int
+    users: int
+    compared_with: str | None
+    users_compared: int
+    users_improved: float | None
+    users_worse: int
+    relative_gain: Interval | None
+
+
+class Comparison(TypedDict):
+    """`arm` against `against` on the tokens that both scored: share of bits saved, positive = `arm` better."""
+
+    arm: str
+    against: str
+    users: int
+    users_improved: float
+    users_worse: int
+    tokens: int
+    relative_gain: Interval
+
+
+class PersonRow(TypedDict):
+    """One person (a pseudonym): own words to learn from, and bits per token in each arm on the same `test_tokens`."""
+
+    user: str
+    tokens: int
+    test_tokens: int
+    bits: dict[str, float]
+
+
+class RoundBits(TypedDict):
+    """Bits per token of the global model after a round: as released, and what the same sum without noise would give."""
+
+    noiseless: float | None
+    released: float | None
+
+
+class Round(TypedDict):
+    """One query. `noise_ratio` is |noise| / |signal| of the released mean, `snr` its inverse, `alpha` the norm of the
+    mean of the clipped unit updates (1 = all devices pull the same way)."""
+
+    round: int
+    purpose: str
+    invited: int
+    survivors: int
+    clip_fraction: float
+    snr: float | None
+    noise_ratio: float | None
+    alpha: float | None
+    seconds: float
+    bits_per_token: NotRequired[RoundBits]
+
+
+class Adversary(TypedDict):
+    """What one adversary can learn at most about one person. `who` is "released", "server" or "sybils"."""
+
+    who: str
+    noise_multiplier: float | None
+    rho: float | None
+    epsilon: dict[str, float | None]
+
+
+class RecordPrivacy(TypedDict):
+    """The separate, record-level statement for `own_record_dp`: never added to the user-level one."""
+
+    unit: str
+    people: int
+    epsilon: float | None
+    delta: float
+    noise_multiplier: float
+    clip_norm: float
+
+
+class Privacy(TypedDict):
+    """The user-level claim. `epsilon` is the enforced zCDP conversion at three deltas; gdp and pld stand beside it."""
+
+    unit: str
+    adjacency: str
+    rho: float | None
+    epsilon: dict[str, float | None]
+    epsilon_gdp: dict[str, float | None]
+    epsilon_pld: dict[str, float | None]
+    participations: int
+    cohort_floor: int
+    noise_multiplier: float
+    amplification: str
+    transport: str
+    clip_fraction: float | None
+    snr: float | None
+    noise_ratio: float | None
+    adversaries: list[Adversary]
+    not_protected: list[str]
+    record: NotRequired[RecordPrivacy]
+
+
+class Persona(TypedDict):
+    """A shared persona: its noisy count of members, and whether it was large enough to publish."""
+
+    name: str
+    noisy_count: float
+    published: bool
+    description: NotRequired[str]
+
+
+class Personas(TypedDict):
+    """`assignment` (person -> persona number) exists in simulation only: in a campaign it never leaves the device."""
+
+    k: int
+    rows: list[Persona]
+    assignment: NotRequired[dict[str, int]]
+
+
+class Cost(TypedDict):
+    """`seconds` in all and by phase; `tokens_per_second` of training; bytes per device over the whole campaign."""
+
+    seconds: float
+    phases: dict[str, float]
+    tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    bytes_up_per_device: int
+    bytes_down_per_device: int
+
+
+class Scrub(TypedDict):
+    """Placeholders put in by entity, and the cost of scrubbing: bits per token saved by `scrubbed` against `raw`."""
+
+    entities: dict[str, int]
+    documents: int
+    raw_bits_per_token: NotRequired[float | None]
+    scrubbed_bits_per_token: NotRequired[float | None]
+
+
+class BasisRow(TypedDict):
+    """One way to make the frozen basis, and what the same training gains on it."""
+
+    name: str
+    bits_per_token: float
+    relative_gain: Interval | None
+
+
+class Basis(TypedDict):
+    """The basis in use, and the comparison with others where it was made."""
+
+    name: str
+    numbers: int
+    comparison: NotRequired[list[BasisRow]]
+
+
+class What(TypedDict):
+    """What was run. `people` took part in training or evaluation; `people_scored` have test tokens."""
+
+    name: str
+    created: str
+    data: str
+    people: int
+    people_scored: int
+    model: str
+    engine: str
+    rounds: int
+    shared_numbers: int
+    training_tokens: int
+    test_tokens: int
+    seed: int
+
+
+class Report(TypedDict):
+    """All of `report.json`. `not_private` lists the reasons why no privacy may be claimed; empty = none."""
+
+    what: What
+    lines: list[str]
+    not_private: list[str]
+    arms: dict[str, Arm]
+    comparisons: list[Comparison]
+    people: list[PersonRow]
+    rounds: list[Round]
+    privacy: Privacy
+    personas: NotRequired[Personas]
+    scrub: NotRequired[Scrub]
+    basis: NotRequired[Basis]
+    cost: Cost
+    config: dict[str, Json]
+    versions: dict[str, str]
+    hashes: dict[str, str]

@@ -1,0 +1,110 @@
+"""The report's words: what an arm, an adversary and a figure mean, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from simulation.report_schema import Report
+
+ARM_LABELS: Mapping[str, str] = {
+    "base": "base",
+    "global": "global, released",
+    "global_noiseless": "global without noise",
+    "persona": "persona",
+    "own": "own adapter",
+    "own_record_dp": "own, record-level DP",
+    "retrieval": "retrieval",
+    "all": "all together",
+    "wrong_person": "wrong person",
+}
+ARM_SHORT: Mapping[str, str] = {
+    "global_noiseless": "no noise",
+    "own_record_dp": "own dp",
+    "retrieval": "retr.",
+    "wrong_person": "wrong",
+}
+ARM_MEANINGS: Mapping[str, str] = {
+    "base": "the base model as it came",
+    "global": "with the shared adapter that the federation releases",
+    "global_noiseless": "the same training without noise: not private, never released, the cost of noise",
+    "persona": "global and the shared adapter of the person’s persona",
+    "own": "global and an adapter trained on the person’s own text, which stays on the device",
+    "own_record_dp": "the same, trained with noise that protects each single document",
+    "retrieval": "global, reading passages of the person’s own text before it answers",
+    "all": "global, own adapter and retrieval",
+    "wrong_person": "global and somebody else’s own adapter: the control, should help nobody",
+}
+PERSON_ARMS = ("base", "global", "own", "own_record_dp", "retrieval", "all", "wrong_person")
+ADVERSARIES: Mapping[str, tuple[str, str]] = {
+    "released": ("whoever holds the released adapter", "the sum over all devices of a round, with everybody’s noise"),
+    "server": ("the server itself", "each device’s own answer, with that device’s own share of the noise only"),
+    "sybils": ("a server that runs all other devices", "the sum, with all noise but one device’s known to it"),
+}
+NOT_PROTECTED = (
+    "That a device took part, when, and from which address. The server and the network see it.",
+    "One device’s answer from the server itself, beyond the row “the server itself”: until secure aggregation exists, "
+    "the server sees each answer with that device’s own share of the noise only.",
+    "What many people share. The unit is one person; a fact that a group writes is learnt, as it is meant to be.",
+    "The own adapter and the index on the person’s own device. Whoever can open the device can read them.",
+    "The right result. A device may send any vector, a server may publish anything: poisoning is not prevented.",
+    "Names and numbers that the scrubber missed. Scrubbing is never counted in epsilon.",
+    "This page. Its figures, person by person above all, are computed in the clear, which only a simulation can do; "
+    "epsilon covers the released adapters, not this page.",
+)
+
+
+def arm_label(name: str, *, not_private: bool = False) -> str:
+    """Return the arm's name for people; in a run that may claim no privacy, global is not called released."""
+    if name == "global" and not_private:
+        return "global, NOT PRIVATE"
+    return ARM_LABELS.get(name, name.replace("_", " "))
+
+
+def arms_in_order(names: Iterable[str]) -> list[str]:
+    """Return the arms as they are told: base first, the control last, unknown ones after, by name."""
+    known = list(ARM_LABELS)
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def best_arm(bits: Mapping[str, float]) -> str | None:
+    """Return the arm with the fewest bits per token; the wrong person's adapter is a control and cannot win."""
+    candidates = {name: value for name, value in bits.items() if name != "wrong_person"}
+    return min(candidates, key=lambda name: (candidates[name], name)) if candidates else None
+
+
+def noise_meaning(ratio: float | None) -> str:
+    """Return in words how much of a step survives noise `ratio` times as long as the signal.
+
+    Noise spreads evenly over all coordinates while steps add up along few, so a ratio somewhat over one still learns;
+    the bounds 0.2 and 2.5 are the planner's own.
+    """
+    if ratio is None:
+        return "not measured, or no noise was added"
+    if ratio <= 0.2:
+        return "the noise is a small part of a step and costs next to nothing"
+    if ratio <= 1.0:
+        return "the noise is shorter than the step; most of it survives"
+    if ratio <= 2.5:
+        return "the noise is longer than the step but points everywhere; much of the step survives"
+    return "the step is buried: more people, fewer numbers or more epsilon would be needed"
+
+
+def epsilon_meaning(epsilon: float | None) -> str:
+    """Return a word for an epsilon, after the tiers of Ponomareva et al. 2023 (up to 1, up to 10, above)."""
+    if epsilon is None:
+        return "no bound"
+    if epsilon <= 1.0:
+        return "strong"
+    if epsilon <= 10.0:
+        return "reasonable"
+    return "weak" if epsilon <= 20.0 else "hardly any"
+
+
+def worse_lines(report: Report) -> list[tuple[str, str, int, int]]:
+    """Return (arm, compared with, people worse off, people compared) for each arm that somebody was compared in."""
+    skipped = ("base", "wrong_person")
+    return [
+        (name, arm["compared_with"], arm["users_worse"], arm["users_compared"])
+        for name, arm in ((name, report["arms"][name]) for name in arms_in_order(report["arms"]))
+        if arm["compared_with"] is not None and name not in skipped
+    ]
