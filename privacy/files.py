@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 
 def fsync_folder(folder: Path) -> None:
@@ -24,7 +25,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         write_flushed(beside, data, mode=mode)
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     fsync_folder(path.parent)
@@ -32,7 +33,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def write_flushed(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Put `data` at `path` and flush it; not atomic, for a file inside a folder that `new_folder` will rename."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -55,9 +56,45 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield beside
         fsync_folder(beside)
         if folder.exists():
-            os.replace(folder, old)
-        os.replace(beside, folder)
+            folder.replace(old)
+        beside.replace(folder)
         fsync_folder(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+class Disk(Protocol):
+    """The four things a ledger asks of a file system; a test can make each of them fail or kill the process."""
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        """Write some of `data` and return how many bytes."""
+
+    def fsync(self, descriptor: int) -> None:
+        """Return once all written bytes are on the disk."""
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Return once the names in `folder` are on the disk."""
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cut the file to `size` bytes."""
+
+
+class SystemDisk:
+    """The file system of this machine."""
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        """Write some of `data` and return how many bytes."""
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        """Return once all written bytes are on the disk."""
+        os.fsync(descriptor)
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Return once the names in `folder` are on the disk."""
+        fsync_folder(folder)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cut the file to `size` bytes."""
+        os.ftruncate(descriptor, size)

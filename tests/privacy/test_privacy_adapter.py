@@ -165,7 +165,7 @@ def test_basis_hash_covers_names_shapes_and_bytes() -> None:
 
 
 def test_basis_is_a_read_only_copy_in_sorted_order(tmp_path: Path) -> None:
-    a, b = np.ones((1, 3)), np.ones((3, 1))
+    a, b = np.ones((1, 3), np.float32), np.ones((3, 1), np.float32)
     basis = Basis({"z": (a, b), "a": (a, b)})
     a[0, 0] = 7.0
     assert basis.factors["z"][0][0, 0] == 1.0

@@ -1,0 +1,263 @@
+"""The privacy ledger: what was asked and charged, written to the disk before any noise is drawn.
+
+    RESERVE (flushed) -> noise, answer -> COMMIT          or ABORT, if the answer provably never left the process
+
+A RESERVE without ABORT counts as spent, so that a crash may waste budget and never leak it. Epsilon is never stored:
+a RESERVE holds the whole query, and whoever reads recomputes. One file per owner (each device, the federation), one
+writer at a time, lines as in `privacy.chain`. See PRIVACY.md F.1.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from privacy.account import DONE, Account, Reservation, reserve_body
+from privacy.canonical import Json, canonical_json
+from privacy.chain import GENESIS_PREV, Chain, Entry, read_chain, sign_entry
+from privacy.errors import LedgerError
+from privacy.files import Disk, SystemDisk, write_atomic
+from privacy.query import Query
+
+FORMAT: Final = "confide-ledger/1"
+
+
+def now_ms() -> int:
+    """Return the milliseconds since 1970 by the clock of this machine."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True)
+class LedgerView:
+    """A ledger read by someone else: its verified entries, what they add up to, and whose it says it is."""
+
+    chain: Chain
+    account: Account
+    genesis: Mapping[str, Json]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all entries in order."""
+        return self.chain.entries
+
+    @property
+    def head(self) -> str:
+        """Return the hash of the last entry."""
+        return self.chain.head
+
+
+def read_ledger(path: Path, key: Ed25519PublicKey | None = None, *, every_signature: bool = True) -> LedgerView:
+    """Return the ledger at `path`, verified to its last byte without taking its lock.
+
+    `key` is the owner's; without one it is read from the `.pub` file beside, which shows that file and ledger agree and
+    nothing more. Raises LedgerError that names the line.
+    """
+    data, owner = _file_bytes(path), key or public_key_of(path)
+    return _view(read_chain(data, owner, every_signature=every_signature), owner)
+
+
+def public_key_of(path: Path) -> Ed25519PublicKey:
+    """Return the public key in the `.pub` file beside the ledger `path`: 64 hexadecimal digits."""
+    try:
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(_file_bytes(path.with_suffix(".pub")).decode().strip()))
+    except ValueError as error:
+        raise LedgerError(f"{path.with_suffix('.pub').name} holds no Ed25519 public key") from error
+
+
+class Ledger:
+    """One owner's ledger, open for writing under a lock; use it as a context manager.
+
+    Every append is on the disk before it returns. After a failed write nothing more is accepted: open the ledger again,
+    which cuts an unfinished last line off and counts everything that is whole. `genesis` is written with a new ledger
+    (name `federation` and `owner`; the federation's also `devices`, id -> public key) and must agree with an old one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        signing_key: Ed25519PrivateKey,
+        genesis: Mapping[str, object] | None = None,
+        *,
+        clock: Callable[[], int] = now_ms,
+        disk: Disk | None = None,
+    ) -> None:
+        self.path, self._key, self._clock, self._disk = path, signing_key, clock, disk or SystemDisk()
+        self._failed = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = _locked(path)
+        try:
+            self._load(dict(genesis or {}))
+        except BaseException:
+            self.close()
+            raise
+
+    read = staticmethod(read_ledger)
+
+    @property
+    def head(self) -> str:
+        """Return the hash of the last entry: what queries and releases name as `ledger_head`."""
+        return self._entries[-1].sha256
+
+    @property
+    def account(self) -> Account:
+        """Return what the entries add up to; read only."""
+        return self._account
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all entries in order."""
+        return tuple(self._entries)
+
+    def spent_rho(self, device: str | None = None) -> Fraction:
+        """Return the zCDP charged so far, aborted events excepted; in the federation's ledger, to `device`."""
+        return self._account.spent_rho(device)
+
+    def append(self, kind: str, body: Mapping[str, object]) -> Entry:
+        """Write one entry, flush it to the disk and return it.
+
+        Raises LedgerError for an unknown kind, an event out of order, a full or failing disk; then nothing is charged
+        that `entries` does not show, and after a failing disk the ledger must be opened again.
+        """
+        self._require_sound()
+        last = self._entries[-1] if self._entries else None
+        seq, prev, past = (last.seq + 1, last.sha256, last.ts_ms) if last else (0, GENESIS_PREV, 0)
+        now = max(self._clock(), past)  # a clock set back must not look like a forged order
+        entry, line = sign_entry(self._key, seq=seq, prev=prev, ts_ms=now, kind=kind, body=body)
+        self._account.apply(kind, entry.body)  # refuses before a byte is written
+        self._write(line)
+        self._entries.append(entry)
+        return entry
+
+    def reserve(self, query: Query, device: str, invited: Sequence[str] = ()) -> Reservation:
+        """Charge one event before its noise is drawn and return it; the same event again is the same one charge.
+
+        The federation reserves a whole round: `device` FEDERATION and the ids it invites. Raises LedgerError for
+        another query in the same place (federation, campaign, round, attempt, purpose, device), for an aborted event.
+        """
+        self._require_sound()
+        event = query.event_id(device).hex()
+        known = self._account.reservations.get(event)
+        if known is None:
+            self.append("RESERVE", reserve_body(query, device, invited))
+        elif not known.counts:
+            raise LedgerError(f"event {event[:16]} was aborted; ask again with a new attempt")
+        return self._account.reservations[event]
+
+    def commit(self, event: bytes, **facts: object) -> None:
+        """Note that the answer was made (a device) or the sum taken (the federation, with `survivors`); once is enough.
+
+        The same facts again change nothing; other facts for a committed event raise LedgerError.
+        """
+        self._require_sound()
+        known = self._account.reservations.get(event.hex())
+        if known is None or known.state != DONE or canonical_json(known.facts) != canonical_json(facts):
+            self.append("COMMIT", {"event": event.hex(), **facts})
+
+    def abort(self, event: bytes, reason: str) -> None:
+        """Give a charge back. Only for an answer that provably never left this process: nobody else can check that."""
+        self.append("ABORT", {"event": event.hex(), "reason": reason})
+
+    def close(self) -> None:
+        """Release the lock and the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, genesis: dict[str, object]) -> None:
+        """Read what is there, cut an unfinished last line off, or begin a new ledger."""
+        data = _file_bytes(self.path)
+        owner = self._key.public_key()
+        chain = read_chain(data, owner, every_signature=False)
+        self._entries, self._account = list(chain.entries), Account()
+        if chain.torn_bytes:
+            self._durably(lambda: self._disk.truncate(self._descriptor, chain.size))
+        if chain.entries:
+            view = _view(chain, owner)
+            self._account = view.account
+            _check_genesis(self.path, view.genesis, genesis)
+            if not chain.torn_bytes and not data.endswith(b"\n"):
+                self._write(b"\n")
+            return
+        write_atomic(self.path.with_suffix(".pub"), owner.public_bytes_raw().hex().encode() + b"\n")
+        self.append("GENESIS", {"format": FORMAT, "public_key": owner.public_bytes_raw().hex(), **genesis})
+        self._durably(lambda: self._disk.fsync_folder(self.path.parent))
+
+    def _write(self, line: bytes) -> None:
+        def put() -> None:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._disk.write(self._descriptor, bytes(rest)) :]
+            self._disk.fsync(self._descriptor)
+
+        self._durably(put)
+
+    def _require_sound(self) -> None:
+        if self._failed or self._descriptor < 0:
+            raise LedgerError(f"{self.path.name}: closed, or a write failed before; open the ledger again")
+
+    def _durably(self, action: Callable[[], None]) -> None:
+        self._failed = True  # until it is known to have worked: after a failed fsync the state of the file is unknown
+        try:
+            action()
+        except OSError as error:
+            raise LedgerError(
+                f"{self.path.name}: cannot write to the disk ({error.strerror}); nothing is done"
+            ) from error
+        self._failed = False
+
+
+def _view(chain: Chain, owner: Ed25519PublicKey) -> LedgerView:
+    account = Account()
+    for number, entry in enumerate(chain.entries, 1):
+        if (entry.kind == "GENESIS") != (number == 1):
+            raise LedgerError(f"line {number}: a ledger begins with its one GENESIS")
+        try:
+            account.apply(entry.kind, entry.body)
+        except LedgerError as error:
+            raise LedgerError(f"line {number}: {error}") from error
+    genesis = chain.entries[0].body if chain.entries else {}
+    if genesis.get("format") != FORMAT or genesis.get("public_key") != owner.public_bytes_raw().hex():
+        raise LedgerError("line 1: not the GENESIS of this key's ledger")
+    return LedgerView(chain, account, genesis)
+
+
+def _check_genesis(path: Path, found: Mapping[str, Json], wanted: Mapping[str, object]) -> None:
+    wrong = [name for name, value in wanted.items() if found.get(name) != value]
+    if wrong:
+        raise LedgerError(f"{path.name} is another ledger: its {', '.join(sorted(wrong))} differ")
+
+
+def _locked(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LedgerError(f"cannot open {path.name}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise LedgerError(f"{path.name} is in use by another process; wait for it or stop it") from error
+    return descriptor
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"cannot read {path.name}: {error.strerror}") from error
