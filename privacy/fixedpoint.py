@@ -1,8 +1,8 @@
 """Between an update in float64 and integers of the 32-bit ring, with the L2 bound checked in integers.
 
 The sensitivity that privacy rests on is the integer norm checked here, not the float norm: floats only choose the
-vector. Needs neither rotation nor random rounding, which Kairouz, Liu, Steinke 2021 have because their ring has 12 to 18
-bits: here rounding moves a vector by sqrt(dim) / (2 S) of the clip.
+vector. Needs neither rotation nor random rounding, which Kairouz, Liu, Steinke 2021 have because their ring has 12 to
+18 bits: here rounding moves a vector by at most sqrt(dim) / (2 S) of the clip.
 """
 
 from __future__ import annotations

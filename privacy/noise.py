@@ -100,7 +100,7 @@ def discrete_gaussian(sigma: float, size: int, stream: KeyStream) -> NDArray[np.
 def exact_candidate(sigma: Fraction, stream: KeyStream, index: int) -> int | None:
     """Return the value of one candidate, None if it is not kept, in rational arithmetic throughout.
 
-    This is the definition; `discrete_gaussian` agrees with it candidate by candidate and asks it where a float is unsure.
+    This is the definition; `discrete_gaussian` agrees with it for every candidate and asks it where a float is unsure.
     """
     residue_word, quotient_word, accept_word, sign_word = (int(word) for word in stream.candidates(index, 1)[0])
     step = int(sigma) + 1

@@ -1,0 +1,163 @@
+"""What a device grants: bounds that no server can lift, checked before anything is computed or charged.
+
+A federation publishes one policy, signed with its root key, whose public half the device pinned when it joined. The device
+compares every query with it and refuses with a code of a closed list; there is no override.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from privacy.accounting import ZcdpFilter
+from privacy.canonical import canonical_json, is_digest, is_name, parse_canonical, sha256_hex
+from privacy.errors import ConfigError, PolicyRefused, SignatureInvalid, WireError
+from privacy.query import MAX_DIM, PURPOSES, Limits, Query, fraction_text, parse_fraction
+from privacy.wire import RefusalCode
+
+PROTOCOL: Final = "confide-policy/1"
+MAX_BYTES: Final = 16384
+_SIGNED: Final = b"confide/policy/1\x00"
+_FRACTIONS: Final = ("min_noise_multiplier", "max_clip_norm", "min_survivor_fraction", "budget_rho")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The bounds of one federation. A query must meet all of them; the budget is zCDP of all its purposes together.
+
+    `allow_replayed_noise` and `allow_unprotected` (transport `off`) are for simulation: what runs under them is stamped NOT
+    PRIVATE. `min_survivor_fraction` is of the invited; the query's own floor must be at least that. Raises ConfigError.
+    """
+
+    federation: str
+    purposes: tuple[str, ...]
+    min_noise_multiplier: Fraction
+    max_clip_norm: Fraction
+    min_invited: int
+    min_survivor_fraction: Fraction
+    max_participations: int
+    budget_rho: Fraction
+    max_dim: int
+    limits: Limits
+    basis_sha256: str
+    release_signer: str
+    allow_replayed_noise: bool = False
+    allow_unprotected: bool = False
+
+    def __post_init__(self) -> None:
+        _require(is_name(self.federation), "federation")
+        known = isinstance(self.purposes, tuple) and all(purpose in PURPOSES for purpose in self.purposes)
+        _require(known and list(self.purposes) == sorted(set(self.purposes)), "purposes")
+        for name in _FRACTIONS:
+            value = getattr(self, name)
+            _require(isinstance(value, Fraction) and value >= 0 and _round_trips(value), name)
+        _require(self.min_survivor_fraction <= 1, "min_survivor_fraction")
+        for name in ("min_invited", "max_participations", "max_dim"):
+            value = getattr(self, name)
+            _require(type(value) is int and 1 <= value <= MAX_DIM, name)
+        _require(isinstance(self.limits, Limits), "limits")
+        for name in ("basis_sha256", "release_signer"):
+            _require(is_digest(getattr(self, name)), name)
+        for name in ("allow_replayed_noise", "allow_unprotected"):
+            _require(type(getattr(self, name)) is bool, name)
+
+    def check(self, query: Query, spent_rho: Fraction, participations: int) -> None:
+        """Return if the device may answer `query`, having spent `spent_rho` in `participations` answers before.
+
+        Raises PolicyRefused with the first bound that fails, in the order of `RefusalCode`; BudgetExhausted for the last.
+        """
+        for holds, code in self._bounds(query, participations):
+            if not holds:
+                raise PolicyRefused(code)
+        if query.rho is not None:
+            ZcdpFilter(self.budget_rho, spent_rho).charge(query.rho)
+
+    def _bounds(self, query: Query, participations: int) -> list[tuple[bool, RefusalCode]]:
+        cohort, work = query.cohort, query.limits
+        promised = Fraction(cohort.min_survivors, cohort.invited)
+        within = work.own_tokens <= self.limits.own_tokens and work.local_steps <= self.limits.local_steps
+        return [
+            (query.federation == self.federation, RefusalCode.FEDERATION),
+            (query.policy_sha256 == self.sha256, RefusalCode.POLICY),
+            (query.basis_sha256 == self.basis_sha256, RefusalCode.BASIS),
+            (query.purpose in self.purposes, RefusalCode.PURPOSE),
+            (query.transport != "off" or self.allow_unprotected, RefusalCode.UNPROTECTED),
+            (not query.replayed_noise or self.allow_replayed_noise, RefusalCode.REPLAYED_NOISE),
+            (cohort.invited >= self.min_invited, RefusalCode.COHORT),
+            (promised >= self.min_survivor_fraction, RefusalCode.SURVIVORS),
+            (query.noise_multiplier >= self.min_noise_multiplier, RefusalCode.NOISE),
+            (query.clip_norm <= self.max_clip_norm, RefusalCode.CLIP),
+            (query.dim <= self.max_dim, RefusalCode.DIM),
+            (within, RefusalCode.WORK),
+            (participations < self.max_participations, RefusalCode.PARTICIPATIONS),
+        ]
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes."""
+        fields: dict[str, object] = {**asdict(self), "protocol": PROTOCOL}
+        return canonical_json(fields | {name: fraction_text(getattr(self, name)) for name in _FRACTIONS})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Policy:
+        """Return the policy whose canonical bytes are exactly `data`; WireError for form, ConfigError for meaning."""
+        if len(data) > MAX_BYTES:
+            raise WireError(f"policy longer than {MAX_BYTES} bytes")
+        fields = _fields(parse_canonical(data), {"protocol", *cls.__dataclass_fields__})
+        if fields.pop("protocol") != PROTOCOL:
+            raise WireError(f"policy of another protocol than {PROTOCOL}")
+        if not isinstance(fields["purposes"], list):
+            raise WireError("policy: purposes is not a list")
+        fields["purposes"] = tuple(fields["purposes"])
+        fields["limits"] = Limits(**_fields(fields["limits"], set(Limits.__dataclass_fields__)))
+        return cls(**fields | {name: parse_fraction(fields[name]) for name in _FRACTIONS})
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the canonical bytes, which every query under this policy names."""
+        return sha256_hex(self.to_bytes())
+
+
+def signed_policy(policy: Policy, key: Ed25519PrivateKey) -> bytes:
+    """Return the policy file: canonical JSON {"policy": ..., "signature": hex} by the federation's root key."""
+    body = policy.to_bytes()
+    signature = key.sign(_SIGNED + body).hex()
+    return canonical_json({"policy": parse_canonical(body), "signature": signature})
+
+
+def open_policy(data: bytes, root_key: Ed25519PublicKey) -> Policy:
+    """Return the policy of a file that `root_key` signed. Raises WireError, SignatureInvalid, ConfigError."""
+    if len(data) > MAX_BYTES:
+        raise WireError(f"policy longer than {MAX_BYTES} bytes")
+    fields = _fields(parse_canonical(data), {"policy", "signature"})
+    signature = fields["signature"]
+    if not isinstance(signature, str) or len(signature) != 128 or set(signature) - set("0123456789abcdef"):
+        raise WireError("policy: a signature is 128 hexadecimal digits")
+    body = canonical_json(fields["policy"])
+    try:
+        root_key.verify(bytes.fromhex(signature), _SIGNED + body)
+    except InvalidSignature:
+        raise SignatureInvalid("policy") from None
+    return Policy.from_bytes(body)
+
+
+def _fields(value: object, names: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != names:
+        raise WireError("policy has not exactly the fields of its version")
+    return dict(value)
+
+
+def _round_trips(value: Fraction) -> bool:
+    try:
+        return parse_fraction(fraction_text(value)) == value
+    except WireError:
+        return False
+
+
+def _require(holds: bool, name: str) -> None:
+    if not holds:
+        raise ConfigError(f"policy: {name} is not allowed")
