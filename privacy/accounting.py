@@ -1,10 +1,10 @@
 """What answers cost: zCDP in exact rationals to enforce, three independent conversions to report.
 
 The charge of one answer is a rational number and so is the budget: `ZcdpFilter` compares them without rounding, and
-stays valid when later queries are chosen after earlier sums (Whitehouse et al. 2023). `epsilon_zcdp` of the spent rho is the
-epsilon that is enforced. `epsilon_gdp` and `epsilon_pld` describe the continuous Gaussian of the same rho; they are
-smaller, stand beside it in reports, and never decide anything. Amplification by sampling is never credited: the server
-picks the cohort.
+stays valid when later queries are chosen after earlier sums (Whitehouse et al. 2023). `epsilon_zcdp` of the spent rho
+is the epsilon that is enforced. `epsilon_gdp` and `epsilon_pld` describe the continuous Gaussian of the same rho; they
+are smaller, stand beside it in reports, and never decide anything. Amplification by sampling is never credited: the
+server picks the cohort.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Final
 
 from privacy.errors import BudgetExhausted, ConfigError
 from privacy.query import Query, fraction_text
+from privacy.wire import RefusalCode
 
 DELTAS: Final = (1e-5, 1e-6, 1e-9)
 _GRID: Final = 10**6  # budgets and multipliers are found on a grid of 1 / _GRID, rounded to the private side
-_BUDGET_CODE: Final = "budget.exhausted"
 _FIGURES: Final = (
     "rho",
     "rho_exact",
@@ -131,7 +131,7 @@ class ZcdpFilter:
         if not isinstance(rho, Fraction) or rho < 0:
             raise ConfigError("a charge is a non-negative fraction")
         if self.spent + rho > self.budget:
-            raise BudgetExhausted(_BUDGET_CODE, f"spent {self.spent}, asked {rho}, allowed {self.budget}")
+            raise BudgetExhausted(RefusalCode.BUDGET, f"spent {self.spent}, asked {rho}, allowed {self.budget}")
         return ZcdpFilter(self.budget, self.spent + rho)
 
     @property
@@ -140,29 +140,29 @@ class ZcdpFilter:
         return self.budget - self.spent
 
 
-def statement(answered: Sequence[Query], deltas: Sequence[float] = DELTAS) -> dict[str, object]:
-    """Return the privacy statement of a campaign for reports, from the queries that its busiest device answered.
+def statement(charged: Sequence[Query], deltas: Sequence[float] = DELTAS) -> dict[str, object]:
+    """Return the privacy statement of a campaign for reports, from the queries charged to its busiest device.
 
-    Every figure is per user. `epsilon` is against whoever sees only sums; `epsilon_server` is against a server that sees
-    each answer by itself, as it does with every transport that exists, and equals the Sybil floor. Keys of the maps are
-    deltas as `repr` writes them. If one query was not private, every figure is None and `stamp` says NOT PRIVATE.
+    Every figure is per user. `epsilon` is against whoever sees only sums; `epsilon_server` is against a server that
+    sees each answer by itself, as it does with every transport that exists, and equals the Sybil floor. The maps are
+    keyed by deltas as `repr` writes them. If one query was not private, every figure is None, `stamp` NOT PRIVATE.
     """
-    counts = Counter(query.noise_multiplier for query in answered)
+    counts = Counter(query.noise_multiplier for query in charged)
     facts: dict[str, object] = {
         "unit": "user",
         "adjacency": "zero-out",
         "amplification": "none",
         "mechanism": "distributed discrete Gaussian, integer L2 clip",
-        "transport": sorted({query.transport for query in answered}),
-        "participations": len(answered),
+        "transport": sorted({query.transport for query in charged}),
+        "participations": len(charged),
         "noise_multiplier": [float(z) for z in sorted(counts)],
-        "cohort_floor": min((query.cohort.min_survivors for query in answered), default=None),
-        "honest_floor": min((query.cohort.honest for query in answered), default=None),
+        "cohort_floor": min((query.cohort.min_survivors for query in charged), default=None),
+        "honest_floor": min((query.cohort.honest for query in charged), default=None),
     }
-    if not all(query.private for query in answered):
+    if not all(query.private for query in charged):
         return facts | {"private": False, "stamp": "NOT PRIVATE"} | dict.fromkeys(_FIGURES)
-    rho = sum((rho_of(query.noise_multiplier) for query in answered), Fraction(0))
-    alone = sum((sybil_rho(query) for query in answered), Fraction(0))
+    rho = sum((rho_of(query.noise_multiplier) for query in charged), Fraction(0))
+    alone = sum((sybil_rho(query) for query in charged), Fraction(0))
     server = {repr(delta): epsilon_zcdp(alone, delta) for delta in deltas}
     figures = (
         float(rho),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from privacy.errors import WireError
 
@@ -45,6 +45,13 @@ def parse_canonical(data: bytes) -> Json:
     if canonical_json(value) != data:
         raise WireError("not canonical JSON: the same value has another canonical form")
     return value  # type: ignore[no-any-return]
+
+
+def exact_fields(value: object, names: set[str], what: str) -> dict[str, Any]:
+    """Return a copy of the object `value` if it has exactly the fields `names`; else raise WireError naming `what`."""
+    if not isinstance(value, dict) or set(value) != names:
+        raise WireError(f"{what} has not exactly the fields of its version")
+    return dict(value)
 
 
 def sha256_hex(data: bytes) -> str:

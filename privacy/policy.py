@@ -1,6 +1,6 @@
 """What a device grants: bounds that no server can lift, checked before anything is computed or charged.
 
-A federation publishes one policy, signed with its root key, whose public half the device pinned when it joined. The device
+A federation publishes one policy, signed with its root key, whose public half a device pins when it joins. The device
 compares every query with it and refuses with a code of a closed list; there is no override.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.accounting import ZcdpFilter
-from privacy.canonical import canonical_json, is_digest, is_name, parse_canonical, sha256_hex
+from privacy.canonical import canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
 from privacy.errors import ConfigError, PolicyRefused, SignatureInvalid, WireError
 from privacy.query import MAX_DIM, PURPOSES, Limits, Query, fraction_text, parse_fraction
 from privacy.wire import RefusalCode
@@ -30,8 +30,9 @@ _FRACTIONS: Final = ("min_noise_multiplier", "max_clip_norm", "min_survivor_frac
 class Policy:
     """The bounds of one federation. A query must meet all of them; the budget is zCDP of all its purposes together.
 
-    `allow_replayed_noise` and `allow_unprotected` (transport `off`) are for simulation: what runs under them is stamped NOT
-    PRIVATE. `min_survivor_fraction` is of the invited; the query's own floor must be at least that. Raises ConfigError.
+    `allow_replayed_noise` and `allow_unprotected` (transport `off`) are for simulation: what runs under them is stamped
+    NOT PRIVATE. `min_survivor_fraction` is of the invited; the query's own floor must be at least that. Raises
+    ConfigError.
     """
 
     federation: str
@@ -67,9 +68,9 @@ class Policy:
             _require(type(getattr(self, name)) is bool, name)
 
     def check(self, query: Query, spent_rho: Fraction, participations: int) -> None:
-        """Return if the device may answer `query`, having spent `spent_rho` in `participations` answers before.
+        """Return if the device may answer `query` after `participations` answers that cost `spent_rho`.
 
-        Raises PolicyRefused with the first bound that fails, in the order of `RefusalCode`; BudgetExhausted for the last.
+        Raises PolicyRefused with the first bound that fails, in the order of `RefusalCode`; last, BudgetExhausted.
         """
         for holds, code in self._bounds(query, participations):
             if not holds:
@@ -80,6 +81,7 @@ class Policy:
     def _bounds(self, query: Query, participations: int) -> list[tuple[bool, RefusalCode]]:
         cohort, work = query.cohort, query.limits
         promised = Fraction(cohort.min_survivors, cohort.invited)
+        noisy = query.noise_multiplier >= self.min_noise_multiplier
         within = work.own_tokens <= self.limits.own_tokens and work.local_steps <= self.limits.local_steps
         return [
             (query.federation == self.federation, RefusalCode.FEDERATION),
@@ -90,7 +92,7 @@ class Policy:
             (not query.replayed_noise or self.allow_replayed_noise, RefusalCode.REPLAYED_NOISE),
             (cohort.invited >= self.min_invited, RefusalCode.COHORT),
             (promised >= self.min_survivor_fraction, RefusalCode.SURVIVORS),
-            (query.noise_multiplier >= self.min_noise_multiplier, RefusalCode.NOISE),
+            (noisy or query.transport == "off", RefusalCode.NOISE),
             (query.clip_norm <= self.max_clip_norm, RefusalCode.CLIP),
             (query.dim <= self.max_dim, RefusalCode.DIM),
             (within, RefusalCode.WORK),
@@ -107,13 +109,13 @@ class Policy:
         """Return the policy whose canonical bytes are exactly `data`; WireError for form, ConfigError for meaning."""
         if len(data) > MAX_BYTES:
             raise WireError(f"policy longer than {MAX_BYTES} bytes")
-        fields = _fields(parse_canonical(data), {"protocol", *cls.__dataclass_fields__})
+        fields = exact_fields(parse_canonical(data), {"protocol", *cls.__dataclass_fields__}, "policy")
         if fields.pop("protocol") != PROTOCOL:
             raise WireError(f"policy of another protocol than {PROTOCOL}")
         if not isinstance(fields["purposes"], list):
             raise WireError("policy: purposes is not a list")
         fields["purposes"] = tuple(fields["purposes"])
-        fields["limits"] = Limits(**_fields(fields["limits"], set(Limits.__dataclass_fields__)))
+        fields["limits"] = Limits(**exact_fields(fields["limits"], set(Limits.__dataclass_fields__), "limits"))
         return cls(**fields | {name: parse_fraction(fields[name]) for name in _FRACTIONS})
 
     @cached_property
@@ -133,7 +135,7 @@ def open_policy(data: bytes, root_key: Ed25519PublicKey) -> Policy:
     """Return the policy of a file that `root_key` signed. Raises WireError, SignatureInvalid, ConfigError."""
     if len(data) > MAX_BYTES:
         raise WireError(f"policy longer than {MAX_BYTES} bytes")
-    fields = _fields(parse_canonical(data), {"policy", "signature"})
+    fields = exact_fields(parse_canonical(data), {"policy", "signature"}, "policy file")
     signature = fields["signature"]
     if not isinstance(signature, str) or len(signature) != 128 or set(signature) - set("0123456789abcdef"):
         raise WireError("policy: a signature is 128 hexadecimal digits")
@@ -143,12 +145,6 @@ def open_policy(data: bytes, root_key: Ed25519PublicKey) -> Policy:
     except InvalidSignature:
         raise SignatureInvalid("policy") from None
     return Policy.from_bytes(body)
-
-
-def _fields(value: object, names: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(value) != names:
-        raise WireError("policy has not exactly the fields of its version")
-    return dict(value)
 
 
 def _round_trips(value: Fraction) -> bool:

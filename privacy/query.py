@@ -11,12 +11,12 @@ import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.canonical import Json, canonical_json, is_digest, is_name, parse_canonical, sha256_hex
+from privacy.canonical import canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
 from privacy.errors import ConfigError, WireError
 
 PROTOCOL: Final = "confide-query/1"
@@ -203,13 +203,13 @@ class Query:
         """Return the query whose canonical bytes are exactly `data`; WireError for form, ConfigError for meaning."""
         if len(data) > MAX_BYTES:
             raise WireError(f"query longer than {MAX_BYTES} bytes")
-        fields = _fields(parse_canonical(data), {"protocol", *cls.__dataclass_fields__}, "query")
+        fields = exact_fields(parse_canonical(data), {"protocol", *cls.__dataclass_fields__}, "query")
         if fields.pop("protocol") != PROTOCOL:
             raise WireError(f"query of another protocol than {PROTOCOL}")
         fields["clip_norm"] = parse_fraction(fields["clip_norm"])
         fields["noise_multiplier"] = parse_fraction(fields["noise_multiplier"])
-        fields["cohort"] = Cohort(**_fields(fields["cohort"], set(Cohort.__dataclass_fields__), "cohort"))
-        fields["limits"] = Limits(**_fields(fields["limits"], set(Limits.__dataclass_fields__), "limits"))
+        fields["cohort"] = Cohort(**exact_fields(fields["cohort"], set(Cohort.__dataclass_fields__), "cohort"))
+        fields["limits"] = Limits(**exact_fields(fields["limits"], set(Limits.__dataclass_fields__), "limits"))
         return cls(**fields)
 
     @cached_property
@@ -240,12 +240,6 @@ def parse_fraction(text: object) -> Fraction:
     if fraction_text(value) != text:
         raise WireError("a fraction must be in lowest terms")
     return value
-
-
-def _fields(value: Json, names: set[str], what: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(value) != names:
-        raise WireError(f"{what} has not exactly the fields of its version")
-    return dict(value)
 
 
 def _require(holds: object, name: str, value: object) -> None:
