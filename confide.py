@@ -41,6 +41,16 @@ EXTRAS = {
     "transformers": "client",
 }
 
+# Set before any library loads, unless the user has: spinning OpenMP threads starve each other on a small machine, a hub
+# need not hear what runs here, and the commands have progress lines of their own.
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -122,10 +132,8 @@ def confide() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `confide` with `arguments` (default: of the process) and exit: 0, what the command says, 2 on an error."""
-    # Spinning OpenMP threads starve each other on a small machine; a hub need not hear what is run here.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     sys.exit(run(confide, arguments))
 
 
