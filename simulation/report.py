@@ -8,6 +8,7 @@ but the order of rows, words and drawings.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,14 @@ def significant(value: float) -> str:
     return grouped(round(value)) if abs(value) >= 1000 else f"{value:.1e}".replace("-", "\N{MINUS SIGN}")
 
 
+def rounded_up(value: float) -> str:
+    """Return `value` like `significant`, but never below it: a loss of privacy is not rounded away."""
+    if not 0.01 <= value < 1000:
+        return significant(value)
+    digits = 2 if value < 10 else 1
+    return fixed(math.ceil(value * 10**digits - 1e-9) / 10**digits, digits)
+
+
 def grouped(value: float) -> str:
     """Return a whole number with a narrow space between thousands."""
     return f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
@@ -178,6 +187,7 @@ _FILTERS: dict[str, Callable[[float | None], Markup]] = {
     "percent": _shown(percent),
     "share": _shown(lambda value: percent(value, 0)),
     "number": _shown(significant),
+    "epsilon": _shown(rounded_up),
     "whole": _shown(grouped),
     "plain": _shown(str),
     "one_digit": _shown(lambda value: fixed(value, 1)),

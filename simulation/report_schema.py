@@ -106,17 +106,25 @@ class RecordPrivacy(TypedDict):
 
 
 class Privacy(TypedDict):
-    """The user-level claim. `epsilon` is the enforced zCDP conversion at three deltas; gdp and pld stand beside it."""
+    """The user-level claim: `privacy.accounting.statement` and what was measured beside it.
+
+    `epsilon` is the enforced zCDP conversion at three deltas; gdp and pld are other readings of the same noise.
+    `noise_multiplier` is the smallest of the campaign, `cohort_floor` the fewest answers a sum was released from.
+    """
 
     unit: str
     adjacency: str
+    mechanism: str
+    private: bool
     rho: float | None
+    rho_exact: str | None
     epsilon: dict[str, float | None]
     epsilon_gdp: dict[str, float | None]
     epsilon_pld: dict[str, float | None]
     participations: int
-    cohort_floor: int
-    noise_multiplier: float
+    cohort_floor: int | None
+    honest_floor: int | None
+    noise_multiplier: float | None
     amplification: str
     transport: str
     clip_fraction: float | None

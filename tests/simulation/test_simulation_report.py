@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,22 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from privacy.accounting import DELTAS, epsilon_zcdp, statement
 from privacy.errors import DataError
+from privacy.query import Cohort, Limits, Query
 from simulation import figures, wording
 from simulation.metrics import Score, comparisons, person_rows, summarise
-from simulation.report import byte_size, fixed, power_of_ten, render_html, report_json, significant, write_report
+from simulation.privacy_section import privacy_section
+from simulation.report import (
+    byte_size,
+    fixed,
+    power_of_ten,
+    render_html,
+    report_json,
+    rounded_up,
+    significant,
+    write_report,
+)
 from simulation.report_schema import Privacy, Report
 from simulation.terminal import print_report
 
@@ -133,27 +147,25 @@ def sample_report(people: int = 24, personal: int = 16) -> Report:
     }
 
 
-def sample_privacy() -> Privacy:
-    return {
-        "unit": "user", "adjacency": "zero-out: one person's contribution replaced by nothing", "rho": 1.5,
-        "epsilon": {"1e-05": 9.31, "1e-06": 10.18, "1e-09": 12.36},
-        "epsilon_gdp": {"1e-05": 8.42, "1e-06": 9.35, "1e-09": 11.71},
-        "epsilon_pld": {"1e-05": 8.42, "1e-06": 9.35, "1e-09": 11.71},
-        "participations": 3, "cohort_floor": 57, "noise_multiplier": 1.0, "amplification": "none",
-        "transport": "ideal: same clip, rounding and noise, plain addition in one process",
-        "clip_fraction": 0.97, "snr": 1.37, "noise_ratio": 0.73,
-        "adversaries": [
-            {"who": "released", "noise_multiplier": 1.0, "rho": 1.5,
-             "epsilon": {"1e-05": 9.31, "1e-06": 10.18, "1e-09": 12.36}},
-            {"who": "server", "noise_multiplier": 0.1325, "rho": 85.5,
-             "epsilon": {"1e-05": 146.1, "1e-06": 152.4, "1e-09": 170.2}},
-            {"who": "sybils", "noise_multiplier": 0.1325, "rho": 85.5,
-             "epsilon": {"1e-05": 146.1, "1e-06": 152.4, "1e-09": None}},
-        ],
-        "not_protected": list(wording.NOT_PROTECTED),
-        "record": {"unit": "document", "people": 16, "epsilon": 8.0, "delta": 1e-3, "noise_multiplier": 0.71,
-                   "clip_norm": 0.4},
-    }  # fmt: skip
+def sample_query(transport: str = "ideal") -> Query:
+    return Query(
+        federation="demo", campaign="c", round=1, attempt=0, purpose="train.global", slots=1, slot_dim=4480,
+        clip_norm=Fraction(1, 10), noise_multiplier=Fraction(1), cohort=Cohort(100), transport=transport,
+        release_sha256="a" * 64, basis_sha256="b" * 64, policy_sha256="c" * 64, ledger_head="d" * 64, objective="nll",
+        limits=Limits(own_tokens=512, local_steps=2),
+    )  # fmt: skip
+
+
+def sample_privacy(transport: str = "ideal") -> Privacy:
+    return privacy_section(
+        statement([sample_query(transport)] * 3),
+        DELTAS,
+        clip_fraction=0.97,
+        snr=1.37,
+        noise_ratio=0.73,
+        record={"unit": "document", "people": 16, "epsilon": 8.0, "delta": 1e-3, "noise_multiplier": 0.71,
+                "clip_norm": 0.4},
+    )  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -234,7 +246,7 @@ def test_what_is_shown_rounds_to_the_exact_value_beside_it(page: str) -> None:
             assert plain == f"10{fixed(round(np.log10(float(value))), 0)}".replace("\N{MINUS SIGN}", "-"), plain
             continue
         want = float(value) * factors[found.group(3) or ""]
-        step = 0.5 * 10.0 ** -len(found.group(2) or "")
+        step = 1.0 * 10.0 ** -len(found.group(2) or "")
         assert abs(float(found.group(1).replace(" ", "")) - want) <= max(step, 0.005 * abs(want)) + 1e-9, (value, text)
         checked += 1
     assert checked > 200
@@ -335,6 +347,27 @@ def test_optional_parts_may_be_missing(report: Report) -> None:
     assert 'id="scrub"' not in text
 
 
+def test_the_privacy_section_says_what_the_accountant_says(report: Report) -> None:
+    privacy = report["privacy"]
+    released, server, sybils = privacy["adversaries"]
+    assert (privacy["rho"], privacy["rho_exact"], privacy["noise_multiplier"]) == (1.5, "3/2", 1.0)
+    assert released["epsilon"] == privacy["epsilon"]
+    assert released["epsilon"]["1e-06"] == pytest.approx(epsilon_zcdp(1.5, 1e-6))
+    assert released["noise_multiplier"] == pytest.approx(1.0)
+    assert server["noise_multiplier"] == pytest.approx(1 / math.sqrt(Cohort(100).honest))
+    assert server["epsilon"] == sybils["epsilon"]
+    assert (server["epsilon"]["1e-06"] or 0) > 10 * (released["epsilon"]["1e-06"] or 0)
+
+
+def test_without_noise_every_claim_is_none() -> None:
+    privacy = sample_privacy("off")
+    assert privacy["private"] is False
+    assert privacy["rho"] is None
+    assert set(privacy["epsilon"]) == {"1e-05", "1e-06", "1e-09"}
+    rows = [privacy["epsilon"], privacy["epsilon_pld"], *(row["epsilon"] for row in privacy["adversaries"])]
+    assert {value for row in rows for value in row.values()} == {None}
+
+
 def test_no_bound_is_never_a_number(report: Report) -> None:
     off = copy.deepcopy(report)
     off["privacy"]["rho"] = None
@@ -400,6 +433,9 @@ def test_the_terminal_prints_names_not_markup(report: Report) -> None:
         (significant(0.0), "0.00"),
         (significant(0.00042), "4.2e\N{MINUS SIGN}04"),
         (significant(152.44), "152.4"),
+        (rounded_up(9.351), "9.36"),
+        (rounded_up(10.11), "10.2"),
+        (rounded_up(9.35), "9.35"),
         (byte_size(35_902), "35.9\N{NARROW NO-BREAK SPACE}kB"),
         (byte_size(999), "999\N{NARROW NO-BREAK SPACE}B"),
         (power_of_ten(1e-6), "10<sup>\N{MINUS SIGN}6</sup>"),
