@@ -74,7 +74,7 @@ def base_model_path(
     if name in EMBEDDED:
         return fetch(name, cache, builder=builder)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return _checked_folder(folder)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/", "~")):
         return _checked_folder(_hub_snapshot(name, builder.report))

@@ -12,15 +12,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>")
 
 
 def save_byte_tokenizer(folder: Path) -> int:
-    """Save a byte-level tokenizer (one token a byte, offsets, no merges) into `folder` and return its vocabulary size."""
+    """Save a byte-level tokenizer (one token a byte, no merges) into `folder` and return its vocabulary size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -65,5 +65,5 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20261123)
         model = LlamaForCausalLM(config)
-    model.to(torch.float32).save_pretrained(folder)
+    model.save_pretrained(folder)
     return folder
