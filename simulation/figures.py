@@ -92,7 +92,7 @@ def spread_plot(gains: Sequence[float]) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(2.5)
         place = np.arange(1, len(values) + 1)
-        size = float(np.clip(260 / len(values), 1.5, 7.0))
+        size = float(np.clip(300 / len(values), 3.0, 7.0))
         for better, colour in ((True, ACCENT), (False, SECOND)):
             chosen = (values > 0) == better
             marker = "o" if better else "D"
@@ -110,7 +110,7 @@ def spread_plot(gains: Sequence[float]) -> str:
 
 def rounds_plot(rounds: Sequence[int], released: Sequence[float | None], noiseless: Sequence[float | None]) -> str:
     """Return bits per token after each round, released and without noise (dashes); "" for fewer than two rounds."""
-    series = [("released", released, ACCENT, "-", "o"), ("without noise", noiseless, SECOND, "--", "s")]
+    series = [("global", released, ACCENT, "-", "o"), ("without noise", noiseless, SECOND, "--", "s")]
     drawn = [
         (name, [(r, v) for r, v in zip(rounds, values, strict=True) if v is not None], colour, line, marker)
         for name, values, colour, line, marker in series

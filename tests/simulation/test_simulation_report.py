@@ -282,6 +282,8 @@ def test_a_run_without_privacy_shows_no_epsilon(report: Report, page: str) -> No
     assert claims <= {value for value, _ in Page(page).values}
     assert not claims & {value for value, _ in Page(stamped).values}
     assert "not claimed" in stamped
+    assert "second, separate statement" in page
+    assert "second, separate statement" not in stamped
 
 
 def test_the_three_lines_stand_verbatim(report: Report, page: str) -> None:
