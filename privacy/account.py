@@ -78,6 +78,15 @@ class Account:
         """Return how many charged events carry no fresh noise: above zero, no epsilon holds."""
         return sum(not r.query.private for r in self.charged(device))
 
+    def busiest(self) -> tuple[Query, ...]:
+        """Return the queries charged to the device that was charged most, in order: what a campaign's claim is about.
+
+        In a federation's ledger every invited device is charged, whether or not it answered.
+        """
+        devices = {name for r in self.charged() for name in (r.invited or (r.device,))}
+        ranked = min(devices, key=lambda name: (-self.unprotected(name), -self.spent_rho(name), name), default=None)
+        return tuple(r.query for r in self.charged(ranked)) if ranked is not None else ()
+
     def pending(self) -> tuple[Reservation, ...]:
         """Return the events reserved and neither committed nor aborted, oldest first: where to go on after a crash."""
         return tuple(r for r in self.reservations.values() if r.state == SPENT)

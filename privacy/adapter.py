@@ -150,7 +150,7 @@ class Basis:
     @classmethod
     def from_bytes(cls, data: bytes) -> Basis:
         """Return the basis in the bytes of a safetensors file; raises ModelError for anything else."""
-        tensors = _tensors(data, MAX_BASIS_BYTES)
+        tensors = read_tensors(data, MAX_BASIS_BYTES)
         names = {key[:-2] for key in tensors if key.endswith((".A", ".B"))}
         if set(tensors) != {f"{name}.{part}" for name in names for part in "AB"}:
             raise ModelError("a basis holds exactly one A and one B per module")
@@ -199,7 +199,7 @@ def cores_to_bytes(cores: Cores) -> bytes:
 
 def cores_from_bytes(data: bytes, layout: AdapterLayout) -> dict[str, Matrix]:
     """Return the cores in a safetensors file; raises ModelError unless they fill `layout` with finite numbers."""
-    cores = {name: _frozen(name, core) for name, core in _tensors(data, max_core_bytes(layout)).items()}
+    cores = {name: _frozen(name, core) for name, core in read_tensors(data, max_core_bytes(layout)).items()}
     layout.flatten(cores)
     return {site.module: cores[site.module] for site in layout.sites}
 
@@ -233,6 +233,19 @@ def write_peft(folder: Path, basis: Basis, cores: Cores, base_model_name: str) -
     with new_folder(folder) as beside:
         for name, data in files.items():
             write_flushed(beside / name, data)
+
+
+def read_tensors(data: bytes, limit: int) -> dict[str, Matrix]:
+    """Return the tensors of a safetensors file of at most `limit` bytes; raises ModelError unless all are float32."""
+    if len(data) > limit:
+        raise ModelError(f"tensor file of {len(data)} bytes or more, at most {limit} are allowed")
+    try:
+        tensors = load_tensors(data)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ModelError("not a safetensors file that can be read") from error
+    if any(tensor.dtype != np.float32 for tensor in tensors.values()):
+        raise ModelError("tensors must be float32")
+    return tensors
 
 
 def _peft_config(layout: AdapterLayout, base_model_name: str) -> dict[str, object]:
@@ -275,15 +288,3 @@ def _bounded_bytes(path: Path, limit: int) -> bytes:
             return file.read(limit + 1)
     except OSError as error:
         raise ModelError(f"cannot read {path.name}: {error.strerror}") from error
-
-
-def _tensors(data: bytes, limit: int) -> dict[str, Matrix]:
-    if len(data) > limit:
-        raise ModelError(f"tensor file of {len(data)} bytes or more, at most {limit} are allowed")
-    try:
-        tensors = load_tensors(data)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ModelError("not a safetensors file that can be read") from error
-    if any(tensor.dtype != np.float32 for tensor in tensors.values()):
-        raise ModelError("tensors must be float32")
-    return tensors

@@ -138,6 +138,17 @@ def test_a_federation_charges_whom_it_invites(path: Path) -> None:
         assert (open_round.query, open_round.invited) == (query(1, noise="2"), ("a",))
 
 
+def test_the_claim_is_about_the_device_charged_most(path: Path) -> None:
+    with Ledger(path, KEY, {"owner": FEDERATION}) as ledger:
+        assert ledger.account.busiest() == ()
+        ledger.reserve(query(0, noise="2"), FEDERATION, ["a", "b"])
+        ledger.reserve(query(1), FEDERATION, ["b", "c"])
+        ledger.reserve(query(2, noise="2"), FEDERATION, ["a"])
+        assert ledger.account.busiest() == (query(0, noise="2"), query(1))
+        ledger.reserve(query(3, transport="off"), FEDERATION, ["c"])  # no noise at all weighs more than any charge
+        assert ledger.account.busiest() == (query(1), query(3, transport="off"))
+
+
 def test_events_without_fresh_noise_are_counted_apart(path: Path) -> None:
     with Ledger(path, KEY) as ledger:
         ledger.reserve(query(0, transport="off"), "device-1")
