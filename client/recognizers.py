@@ -71,6 +71,8 @@ def looks_like_phone(text: str) -> bool:
         return False
     if re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}|\d+[./]\d+|\d{1,3}([ .]000)+|\d{3}-\d{2}-\d{4}|(?:\d\W){4,}\d", text):
         return False
+    if len(groups) == 2 and len(groups[0]) == len(groups[1]) and not groups[0].startswith("0"):
+        return False  # a range
     years = [g for g in groups if len(g) == 4 and g[:2] in ("19", "20")]
     return len(years) < len(groups)
 
@@ -83,6 +85,31 @@ def has_three_digits(text: str) -> bool:
 def has_phone_length(text: str) -> bool:
     """Return whether `text` holds 7 to 15 digits (ITU-T E.164)."""
     return 7 <= len(digits(text)) <= 15
+
+
+_NOT_NAMES = frozenset(
+    """
+    a about again all also am an and another any anyone april are around as at august autumn back be because bed
+    best bro but by can cheers church college dad dear december different do doing dude each east every
+    everybody everyone everything fall february folks for friday friend friends from god going gonna good great
+    guys he hello her here hey hi high him his home how i if in is it january july june just kind like lol love
+    ma maam man march me miss mom monday mr mrs ms my no north not nothing november nowhere october of oh ok
+    okay on one or our out people please really regards right saturday school september she sincerely sir small
+    so some somebody someone somewhere sorry south spring still summer sunday sure team thank thanks that the
+    their them then there they this thursday to too town tuesday up us very warm we wednesday well west what
+    when where who why winter with work yeah yes you your yours
+    """.split()  # noqa: SIM905 - a list of a hundred quoted words is unreadable
+)
+
+
+def may_be_name(value: str) -> bool:
+    """Return whether words after a cue may be a name: none is a function word, a greeting or a weekday."""
+    return all(word.lower() not in _NOT_NAMES for word in re.findall(r"[^\W\d_]+", value))
+
+
+def has_long_name(text: str) -> bool:
+    """Return whether `text` holds a word of four letters or more, and no greeting, weekday or month."""
+    return re.search(r"[^\W\d_]{4,}", text) is not None and may_be_name(text)
 
 
 def _rule(entity: str, pattern: str, check: Check | None = None, flags: int = 0, score: float = 0.9) -> Rule:
@@ -150,6 +177,12 @@ _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}"
 _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 NUMBERS = (
     _rule("CREDIT_CARD", r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])", passes_luhn, score=1.0),
+    _rule(
+        "CREDIT_CARD",
+        r"""(?i:\b(?:credit|debit|bank)[ ]card(?:[ ](?:number|no|is|was)\b\.?){0,2})[^\w\n]{0,4}
+        (?P<pii>\d(?:[ -]?\d){11,18})(?!\d)""",
+        score=0.95,
+    ),
     _rule("PASSPORT", r"(?i:\bpassport" + _CUE + _IDENTIFIER + ")", has_three_digits),
     _rule(
         "MEDICAL_RECORD",
@@ -169,7 +202,7 @@ NUMBERS = (
     _rule("ID_NUMBER", r"(?<![\w.,+/-])\d{9,30}(?![\w%]|[.,]\d)", score=0.6),
     _rule(
         "PHONE_NUMBER",
-        r"""(?<![\w.@/\#$€£:-])(?:\+|00)?\(?\d{1,4}\)?(?:[ .-]{1,2}\(?\d{1,4}\)?|/\d{2,4}){1,6}
+        r"""(?<![\w.@/\#$€£:-])(?:\+|00)?\(?\d{1,4}\)?(?:[ .-]{1,2}\(?\d{1,7}\)?|/\d{2,7}){1,6}
         (?:[ ]?(?:x|ext\.?)[ ]?\d{1,6})?(?![\w@%/-]|[.,:]\d)""",
         looks_like_phone,
         score=0.8,
@@ -190,20 +223,23 @@ NUMBERS = (
     ),
     _rule(
         "AGE",
-        r"""(?i:\b(?:aged?[ :]{1,2}(?:is[ ]|of[ ])?|(?:i['’]?m|i[ ]am|he['’]?s|she['’]?s|(?:he|she)[ ]is|turn(?:ed|ing)?)
-        [ ](?:only[ ]|just[ ]|now[ ])?)(?P<pii>[1-9]\d)(?=[ ,]*(?:years?\b|yrs?\b|y/?o\b|and\b)|[.,!?)\n]|$))""",
+        r"""(?i:\b(?:aged?[ :]{1,2}(?:is[ ]|of[ ])?
+        |(?:i['’]?m|i[ ]am|he['’]?s|she['’]?s|(?:i|he|she)[ ]was|(?:he|she)[ ]is|turn(?:ed|ing)?)
+        [ ](?:only[ ]|just[ ]|now[ ])?)
+        (?P<pii>[1-9]\d)(?=[ ,]*(?:years?\b|yrs?\b|y/?o\b|and\b)|[.,!?)\n]|$))""",
     ),
     _rule("AGE", r"\b(?P<pii>[1-9]\d)[ -](?i:years?|yrs?)[ -](?i:old)\b"),
 )
 
-_WAY = r"""(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|Terrace|Terr|Way
-    |Crescent|Close|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Trail|Trl|Alley|Grove|Gardens|Mews|Row|Hill|Loop|Plaza|Turnpike|Run
+_WAY = r"""(?:Street|Str|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq
+    |Terrace|Terr|Way|Crescent|Close|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Trail|Trl|Alley|Grove|Gardens|Mews|Row|Hill|Loop|Plaza|Turnpike|Run
     |Walk|Quay)"""
 _STATE = r"""(?:A[AEKLPRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|PA|RI|S[CD]|T[NX]|UT
     |V[AT]|W[AIVY])"""
 _UNIT = r"(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.?[ ]?\#?\d{1,5}[A-Za-z]?\b"
 _LATIN_WAY = r"""(?:Rua|Via|Calle|Rue|Avenida|Avda|Piazza|Corso|Viale|Ulica|Chemin|Praça|Carrer|Strada|Passeig|Camino
     |Ruta|Travessa|Largo|Avenue|Boulevard|Place|Quai|Impasse|Allée|Route)"""
+_LITTLE = r"(?i:d[aeou]s?|del|la|van|of|the)"
 _LATIN_OF = r"(?:(?:d[aeo]s?|del|della|di|l[ae]s?|du|des)[ ]|d['’]){0,3}"
 _GERMANIC_WAY = r"""(?:stra(?:ß|ss)e|str\.|gasse|weg|platz|allee|gade|vej|vegen|veien|gatan|gata|gate|vägen|väg|katu|tie
     |polku|straat|laan|plein|gracht|kade|ulica|tänav|stræde)"""
@@ -229,6 +265,25 @@ ADDRESSES = (
         "STREET_ADDRESS",
         rf"\b(?:{_CAPITAL}[ -]){{0,2}}(?=[^\W\d_a-zß-öø-ÿ])[^\W\d_]{{2,30}}?{_GERMANIC_WAY}[ ]\d{{1,4}}[A-Za-z]?\b",
     ),
+    _rule(
+        "STREET_ADDRESS",
+        rf"\b(?i:ul|al|os|pl|av|avda|str)\.[ ]{_CAPITAL}(?:[ ]{_CAPITAL}){{0,2}}[ ]\d{{1,4}}[A-Za-z]?\b",
+    ),
+    _rule(
+        "STREET_ADDRESS",
+        rf"\b{_CAPITAL}(?:[ ]{_CAPITAL}){{0,2}}[ ](?:u\.|utca|út|tér|sok\.|cad\.|köz)[ ]\d{{1,4}}[A-Za-z]?\b\.?",
+    ),
+    _rule(
+        "STREET_ADDRESS",
+        rf"(?:(?<!\w)\d{{1,6}}[ ])?{_CAPITAL}(?:[ ]{_CAPITAL}){{0,3}}[ ]\d{{1,4}}[A-Za-z]?(?=,?\s{{1,2}}{_UNIT})",
+    ),
+    _rule(
+        "STREET_ADDRESS",
+        rf"""(?i:\b(?:address(?:[ ]of[ ][^\n:.]{{1,40}}?)?(?:[ ]is|:)|at|(?:delivered|shipped|sent|moved|mail|ship)
+        (?:[ ]it)?[ ]to)\s{{1,2}})
+        (?P<pii>\d{{2,6}}[A-Za-z]?(?:,?[ ](?:\d{{1,6}}[A-Za-z]?|{_LITTLE}|{_CAPITAL}\.?)){{1,7}})""",
+        has_long_name,
+    ),
     _rule("STREET_ADDRESS", rf"(?i:\b(?:P\.?[ ]?O\.?[ ]?Box|Postfach))[ ]\d{{1,6}}\b{_MILITARY}"),
     _rule("STREET_ADDRESS", rf"\b(?:PSC|Unit|CMR)[ ]\d{{3,5}},?[ ]Box[ ]\d{{1,5}}{_MILITARY}"),
     _rule("STREET_ADDRESS", r"(?i:\b(?:Apt|Apartment|Suite|Ste|Flat)\.?[ ]?\#?\d{1,5}[A-Za-z]?\b)"),
@@ -245,35 +300,18 @@ ADDRESSES = (
     ),
 )
 
-_NOT_NAMES = frozenset(
-    """
-    a about again all also am an and any anyone are as at back be because best bro but by can cheers dad dear do
-    doing dude everybody everyone everything folks for friday friend friends from god going gonna good great
-    guys he hello her here hey hi him his how i if in is it just kind like lol love ma maam man me miss mom
-    monday mr mrs ms my no not nothing of oh ok okay on or our people please really regards right saturday she
-    sincerely sir so some somebody someone sorry still sunday sure team thank thanks that the their them then
-    there they this thursday to too tuesday up us very warm we wednesday well what when where who why with yeah
-    yes you your yours
-    """.split()  # noqa: SIM905 - a list of a hundred quoted words is unreadable
-)
-
-
-def may_be_name(value: str) -> bool:
-    """Return whether words after a cue may be a name: none is a function word, a greeting or a weekday."""
-    return all(word.lower() not in _NOT_NAMES for word in re.findall(r"[^\W\d_]+", value))
-
-
 PEOPLE = (
     _rule(
         "PERSON",
-        rf"(?<!\w)(?:Mrs?|Ms|Miss|Dr|Prof|Professor|Sir|Madam|Mx|Rev|Sgt|Capt)\.?[ ](?P<pii>{_FULL_NAME})",
+        rf"(?<!\w)(?i:mrs?|ms|miss|dr|prof|professor|sir|madam|mx|rev|sgt|capt)\.?[ ](?P<pii>{_FULL_NAME})",
         may_be_name,
         score=0.85,
     ),
     _rule(
         "PERSON",
         rf"""\b(?i:(?:my|his|her|their|your|whose|\w{{1,20}}['’]s)[ ]
-        (?:first[ ]|last[ ]|full[ ]|real[ ]|middle[ ]|sur|nick)?name(?:['’]s|s|[ ]is|[ ]was))[ ](?P<pii>{_NAME}(?:[ ]{_CAPITAL}){{0,2}})""",
+        (?:(?:first|last|full|real|middle)[ ]|sur|nick)?name(?:['’]s|s|[ ]is|[ ]was))[ ]
+        (?P<pii>{_NAME}(?:[ ]{_CAPITAL}){{0,2}})""",
         may_be_name,
         score=0.85,
     ),
@@ -299,4 +337,18 @@ PEOPLE = (
     ),
 )
 
-RULES: tuple[Rule, ...] = SECRETS + ONLINE + NUMBERS + ADDRESSES + PEOPLE
+PLACES = (
+    _rule(
+        "LOCATION",
+        rf"""(?i:\b(?:liv(?:ed?|es|ing)|mov(?:ed?|ing)|fl(?:ew|y|ying)|travel(?:l?ed|l?ing|s)?|grew[ ]up|born|raised
+        |based|settled|arriv(?:ed?|ing)|stay(?:ed|ing|s)?|resid(?:ed?|es|ing)|relocat(?:ed?|ing)|return(?:ed|ing)?)
+        [ ](?:here[ ]|back[ ]|over[ ])?(?:in|to|from|near|at)[ ])(?P<pii>{_CAPITAL}(?:[ -]{_CAPITAL}){{0,2}})""",
+        may_be_name,
+        score=0.7,
+    ),
+    _rule(
+        "LOCATION", rf"\b(?i:i['’]?m|i[ ]am)[ ](?:originally[ ])?(?i:from)[ ](?P<pii>{_NAME})", may_be_name, score=0.7
+    ),
+)
+
+RULES: tuple[Rule, ...] = SECRETS + ONLINE + NUMBERS + ADDRESSES + PEOPLE + PLACES

@@ -23,7 +23,10 @@ from client.scrub_engine import Finding, load_engine, raw_findings
 WINDOW = 50_000
 LABEL = re.compile(r"^(?:Me|You): ", re.MULTILINE)
 _EDGE = " \t\r\n.,;:!?\"'`()[]{}<>*_~|/\\-"
-_JOINED = re.compile(r"[ ,]{0,3}\n?[ ,]{0,2}")
+_GAP = r"[\s,>]{0,6}"
+_JOINED = re.compile(rf"{_GAP}(?:[^\W\d_][\w.-]{{1,20}}(?: [^\W\d_a-z][\w.-]{{1,20}}){{0,2}}{_GAP})?")
+_POSTCODE = re.compile(r"(?:,? [A-Z]{2})?,? (?!(?:19|20)\d\d\b)(?:\d{4,6}(?:-\d{4})?|\d{3} \d{2})\b(?![.,]\d)")
+_HOUSE_NUMBER = re.compile(r"(?<![\w.,$€£])\d{1,6},? $")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,8 @@ def disjoint(findings: Iterable[Finding], text: str) -> list[Finding]:
     kept: list[Finding] = []
     for finding in sorted(findings, key=_precedence):
         kept += _outside(finding, kept, text)
-    return _joined(sorted(kept), text)
+    named = sorted(kept + _again(kept, text))
+    return _joined([_extended(finding, text) for finding in named], text)
 
 
 def _precedence(finding: Finding) -> tuple[bool, int, bool, float, int, str]:
@@ -189,7 +193,10 @@ def _names(text: str, finding: Finding, labels: Sequence[Finding]) -> Iterator[F
     for line in re.finditer(r"[^\n]+", text[finding.start : finding.end]):
         part = replace(finding, start=finding.start + line.start(), end=finding.start + line.end())
         for piece in _outside(part, labels, text):
-            if _plausible(text[piece.start : piece.end]):
+            if _plausible(text[piece.start : piece.end]) and text[max(0, piece.start - 1) : piece.start] not in (
+                "#",
+                "@",
+            ):
                 yield piece
 
 
@@ -224,6 +231,35 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     while end > start and text[end - 1] in _EDGE:
         end -= 1
     return start, end
+
+
+def _again(findings: Sequence[Finding], text: str) -> list[Finding]:
+    """Return the other places in `text` of every word of a person's name found, spelled the same.
+
+    A word that the text also has in lower case is taken for a common word and not searched for.
+    """
+    words = {
+        word
+        for finding in findings
+        if finding.entity == "PERSON"
+        for word in re.findall(r"[^\W\d_]{4,}", text[finding.start : finding.end])
+        if not word.islower() and not re.search(rf"\b{word.lower()}\b", text)
+    }
+    if not words:
+        return []
+    pattern = re.compile(rf"(?<![\w@#./])(?:{'|'.join(sorted(words))})(?![\w@]|\.\w)")
+    found = (Finding(*match.span(), "PERSON", 0.5, False) for match in pattern.finditer(text))
+    return [new for new in found if all(new.end <= old.start or old.end <= new.start for old in findings)]
+
+
+def _extended(finding: Finding, text: str) -> Finding:
+    """Return a place or address with the postcode behind it, an address also with the number before it."""
+    if finding.entity not in ("STREET_ADDRESS", "LOCATION"):
+        return finding
+    behind = _POSTCODE.match(text, finding.end)
+    before = _HOUSE_NUMBER.search(text, max(0, finding.start - 9), finding.start)
+    start = before.start() if before and finding.entity == "STREET_ADDRESS" else finding.start
+    return replace(finding, start=start, end=behind.end() if behind else finding.end)
 
 
 def _joined(findings: Sequence[Finding], text: str) -> list[Finding]:
