@@ -116,7 +116,7 @@ def _rule(entity: str, pattern: str, check: Check | None = None, flags: int = 0,
     return Rule(entity, re.compile(pattern, flags | re.VERBOSE), check, score)
 
 
-_NAME = r"[^\W\d_]['’]?[^\W\d_]+(?:[-'’][^\W\d_]+)*"
+_NAME = r"[^\W\d_]['’]?[^\W\d_]{1,40}(?:[-'’][^\W\d_]{1,40}){0,3}"
 _CAPITAL = r"(?=[^\W\d_a-zß-öø-ÿ])" + _NAME
 _FULL_NAME = rf"{_CAPITAL}(?:[ ](?:(?:van|von|de|der|da|di|bin|al|el|la)[ ]){{0,2}}{_CAPITAL}){{0,2}}"
 _VALUE = r"""["'`]?(?P<pii>[^\s"'`<>,]{4,128})"""
@@ -275,7 +275,7 @@ ADDRESSES = (
     ),
     _rule(
         "STREET_ADDRESS",
-        rf"(?:(?<!\w)\d{{1,6}}[ ])?{_CAPITAL}(?:[ ]{_CAPITAL}){{0,3}}[ ]\d{{1,4}}[A-Za-z]?(?=,?\s{{1,2}}{_UNIT})",
+        rf"(?<!\w)(?:\d{{1,6}}[ ])?{_CAPITAL}(?:[ ]{_CAPITAL}){{0,3}}[ ]\d{{1,4}}[A-Za-z]?(?=,?\s{{1,2}}{_UNIT})",
     ),
     _rule(
         "STREET_ADDRESS",

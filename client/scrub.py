@@ -120,7 +120,7 @@ class Scrubber:
             characters=len(text),
             masked_characters=sum(f.end - f.start for f in findings),
             own_words=document.own_words,
-            masked_own_words=document.own_words - scrubbed.own_words,
+            masked_own_words=_masked_own_words(document, findings),
             replaced=Counter(f.entity for f in findings),
         )
         distinct = Counter({entity: max(numbers.values()) for entity, numbers in self._numbers.items()})
@@ -162,6 +162,13 @@ def disjoint(findings: Iterable[Finding], text: str) -> list[Finding]:
         kept += _outside(finding, kept, text)
     named = sorted(kept + _again(kept, text))
     return _joined([_extended(finding, text) for finding in named], text)
+
+
+def _masked_own_words(document: Document, findings: Sequence[Finding]) -> int:
+    """Return how many words of the document's targets a finding covers, whole or in part."""
+    text = document.text
+    pieces = (text[max(start, f.start) : min(end, f.end)] for start, end in document.target_ranges() for f in findings)
+    return sum(len(piece.split()) for piece in pieces)
 
 
 def _precedence(finding: Finding) -> tuple[bool, int, bool, float, int, str]:

@@ -124,9 +124,9 @@ def _read_line(reading: _Reading, number: int, line: bytes | None) -> None:
             if not user:
                 raise BrokenLine("no user")
             name = user_name(user)
-            if name != user:
-                reading.renamed.add(name)
-            reading.drafts[name].append(_document(record, name, number))
+            document = _document(record, name, number)
+            reading.drafts[name].append(document)
+            reading.renamed |= {name} - {user}
     except BrokenLine as fault:
         reading.warn(number, str(fault))
 
