@@ -77,6 +77,11 @@ COMMANDS = {
     "model": Entry("client.model_cli", "model", "Fetch a base model once; see what is in the cache."),
 }
 
+# Commands of a group that live in a module of their own.
+MOUNTED = {
+    "model": {"basis": Entry("client.basis_cli", "basis", "Make the frozen basis of a federation's shared adapters.")},
+}
+
 
 class LazyGroup(click.Group):
     """A group over a table of entries; lists those that exist and loads one when it is called."""
@@ -114,6 +119,9 @@ def load(entry: Entry, name: str) -> click.Command:
     command = get_command(found) if isinstance(found, typer.Typer) else found
     if isinstance(command, TyperGroup):
         command.suggest_commands = False  # click says it already
+        for below, mounted in MOUNTED.get(name, {}).items():
+            if mounted.exists:
+                command.add_command(load(mounted, below))
     command.name = name
     return command
 

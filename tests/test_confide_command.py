@@ -59,6 +59,15 @@ def test_every_listed_command_loads_and_shows_its_help(name: str, capsys: pytest
     assert f"confide {name}" in capsys.readouterr().out
 
 
+def test_a_mounted_command_shows_where_its_file_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = confide.Entry("client.model_cli", "get", "Stands for a command of its own module.")
+    mounted = {"model": {"there": there, "later": confide.Entry("client.no_such_cli", "later", "Not there.")}}
+    monkeypatch.setattr(confide, "MOUNTED", mounted)
+    group = confide.load(confide.COMMANDS["model"], "model")
+    assert isinstance(group, click.Group)
+    assert "there" in group.commands and "later" not in group.commands
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, confide\n"

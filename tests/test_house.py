@@ -222,39 +222,43 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
-def subcommands(name: str) -> set[str]:
-    """Return the subcommands of the group `name`, empty for a plain command."""
-    command = confide.load(confide.COMMANDS[name], name)
-    return set(command.commands) if isinstance(command, click.Group) else set()
-
-
-def unknown_command(command: str) -> bool:
-    """Return True for a `make` or `confide` line that names a target or command which does not exist."""
-    words = command.split()
+def unknown_command(line: str) -> str:
+    """Return what a `make` or `confide` line names that does not exist: target, command or option; else ""."""
+    words = re.sub(r"[\[\]]", " ", line).split()
     if len(words) < 2 or not re.fullmatch(r"[a-z][\w-]*", words[1]):
-        return False
+        return ""
     if words[0] == "make":
-        return words[1] not in make_targets()
+        return "" if words[1] in make_targets() else words[1]
     if words[0] != "confide":
-        return False
+        return ""
     if words[1] not in confide.COMMANDS or not confide.COMMANDS[words[1]].exists:
-        return True
-    below = subcommands(words[1])
-    return bool(below) and len(words) > 2 and not set(words[2].split("|")) <= below
+        return words[1]
+    commands = [confide.load(confide.COMMANDS[words[1]], words[1])]
+    if isinstance(commands[0], click.Group) and len(words) > 2:
+        below = words[2].split("|")
+        if missing := set(below) - set(commands[0].commands):
+            return ", ".join(sorted(missing))
+        commands = [commands[0].commands[name] for name in below]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
+    return ", ".join(
+        word for word in words if word.startswith("--") and word.partition("=")[0] not in known | {"--help"}
+    )
 
 
 @pytest.mark.parametrize(
-    "command", ["make nothing", "confide nothing", "confide model nothing", "confide model get|nothing"]
+    "line",
+    ["make nothing", "confide nothing", "confide model nothing", "confide model get|nothing", "confide model get --no"],
 )
-def test_the_search_for_unknown_commands_finds_them(command: str) -> None:
-    assert unknown_command(command)
+def test_the_search_for_unknown_commands_finds_them(line: str) -> None:
+    assert unknown_command(line)
 
 
 @pytest.mark.parametrize(
-    "command", ["make test", "confide model get x", "confide model get|list", "confide --help", "ls"]
+    "line",
+    ["make test", "confide model get x [--json]", "confide model get|list --json", "confide --help", "ls nothing"],
 )
-def test_the_search_for_unknown_commands_passes_known_ones(command: str) -> None:
-    assert not unknown_command(command)
+def test_the_search_for_unknown_commands_passes_known_ones(line: str) -> None:
+    assert not unknown_command(line)
 
 
 def test_documents_name_commands_that_exist() -> None:
