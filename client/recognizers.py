@@ -134,7 +134,7 @@ SECRETS = (
     _rule("SECRET", r"\b(?:npm|hf)_\w{30,64}|\bpypi-[\w-]{32,256}", score=1.0),
     _rule("SECRET", r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:(?P<pii>[^\s/@]{3,128})@", score=1.0),
     _rule("SECRET", r"(?i:\bbearer)\s{1,3}(?P<pii>[\w.~+/-]{12,512}={0,2})", looks_random),
-    _rule("SECRET", r"(?i:\bpass(?:word|wd|phrase|code)?|\bpwd)" + _ASSIGN + _VALUE),
+    _rule("SECRET", r"(?<![^\W_])(?i:pass(?:word|wd|phrase|code)?|pwd)" + _ASSIGN + _VALUE),
     _rule("SECRET", r"(?i:\bpass(?:word|phrase|code)\s{1,3}(?:is|was|to))\s{1,3}" + _VALUE, looks_chosen),
     _rule(
         "SECRET",

@@ -20,7 +20,7 @@ from presidio_analyzer import AnalyzerEngine
 from client.documents import Document, Person, Span, without_empty_spans
 from client.scrub_engine import Finding, load_engine, raw_findings
 
-WINDOW = 50_000
+WINDOW = 20_000
 LABEL = re.compile(r"^(?:Me|You): ", re.MULTILINE)
 _EDGE = " \t\r\n.,;:!?\"'`()[]{}<>*_~|/\\-"
 _GAP = r"[\s,>]{0,6}"
@@ -141,9 +141,9 @@ def scrub_person(person: Person) -> tuple[Person, ScrubReport]:
 def find(texts: Sequence[str], engine: AnalyzerEngine | None = None) -> list[list[Finding]]:
     """Return what must go from each text: disjoint findings in order.
 
-    Where two overlap, a rule wins over the entity model, then the longer one; of the loser, what sticks out
-    stays a finding. Speakers' labels (`Me: `, `You: `) are never part of one. Long texts are cut into windows
-    at line ends, so an entity across such an end may be missed in part.
+    Where two overlap, a rule wins over the entity model, a secret over anything, then the longer one; of the
+    loser, what sticks out stays a finding. Speakers' labels (`Me: `, `You: `) are never part of one. Long texts
+    are cut into windows at line ends, so an entity across such an end may be missed in part.
     """
     windows = [(index, start, text[start:end]) for index, text in enumerate(texts) for start, end in _windows(text)]
     found: list[list[Finding]] = [[] for _ in texts]
@@ -171,9 +171,17 @@ def _masked_own_words(document: Document, findings: Sequence[Finding]) -> int:
     return sum(len(piece.split()) for piece in pieces)
 
 
-def _precedence(finding: Finding) -> tuple[bool, int, bool, float, int, str]:
-    length = finding.end - finding.start
-    return not finding.by_rule, -length, finding.entity == "ID_NUMBER", -finding.score, finding.start, finding.entity
+def _precedence(finding: Finding) -> tuple[bool, bool, int, bool, float, int, str]:
+    length, secret = finding.end - finding.start, finding.entity == "SECRET"
+    return (
+        not finding.by_rule,
+        not secret,
+        -length,
+        finding.entity == "ID_NUMBER",
+        -finding.score,
+        finding.start,
+        finding.entity,
+    )
 
 
 def _windows(text: str) -> Iterator[tuple[int, int]]:
@@ -213,7 +221,7 @@ def _plausible(name: str) -> bool:
 
 
 def _outside(finding: Finding, taken: Iterable[Finding], text: str) -> list[Finding]:
-    """Return the parts of `finding` outside `taken`, trimmed of space and punctuation if cut, empty ones left out."""
+    """Return the parts of `finding` outside `taken`, trimmed of space and punctuation if cut or the model's."""
     parts = [(finding.start, finding.end)]
     for other in taken:
         parts = (
@@ -229,7 +237,7 @@ def _outside(finding: Finding, taken: Iterable[Finding], text: str) -> list[Find
     if parts == [(finding.start, finding.end)] and finding.by_rule:
         return [finding]
     trimmed = (_trimmed(text, start, end) for start, end in parts)
-    return [replace(finding, start=start, end=end) for start, end in trimmed if end - start > 1]
+    return [replace(finding, start=start, end=end) for start, end in trimmed if end - start > (not finding.by_rule)]
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
