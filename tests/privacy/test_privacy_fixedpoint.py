@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,8 @@ def test_the_largest_floats_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), np.float64(np.nan) * -1])
 def test_not_a_number_is_refused_and_never_clipped(bad: float) -> None:
-    for update in (np.array([bad]), np.array([0.0, bad, 1.0]), np.array([bad], dtype=np.float32)):
+    updates: list[Any] = [np.array([bad]), np.array([0.0, bad, 1.0]), np.array([bad], dtype=np.float32)]
+    for update in updates:
         with pytest.raises(EncodingError):
             encode(update, Fraction(1), 2**20)
         with pytest.raises(EncodingError):
