@@ -11,7 +11,7 @@ label and a scrubber's placeholder are context: read, never learned by heart for
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Split = Literal["history", "test"]
@@ -108,6 +108,30 @@ class Person:
 def own_words(documents: Iterable[Document]) -> int:
     """Return the number of own words (targets) in `documents`."""
     return sum(document.own_words for document in documents)
+
+
+def latest(documents: Iterable[Document], least_own_words: int) -> tuple[Document, ...]:
+    """Return the newest documents that together hold at least `least_own_words` own words (or all), oldest first."""
+    kept: list[Document] = []
+    words = 0
+    for document in sorted(documents, key=lambda d: (d.order, d.id), reverse=True):
+        if words >= least_own_words:
+            break
+        kept.append(document)
+        words += document.own_words
+    return tuple(reversed(kept))
+
+
+def shortened(document: Document, characters: int) -> Document:
+    """Return `document` cut after so many characters of its text: what lies behind is neither read nor scrubbed."""
+    spans: list[Span] = []
+    left = characters
+    for span in document.spans:
+        if left <= 0:
+            break
+        spans.append(replace(span, text=span.text[:left]))
+        left -= len(span.text)
+    return replace(document, spans=tuple(spans))
 
 
 def without_empty_spans(spans: Iterable[Span]) -> tuple[Span, ...]:

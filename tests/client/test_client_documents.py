@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.documents import Document, Person, Span, own_words, without_empty_spans
+from client.documents import Document, Person, Span, latest, own_words, shortened, without_empty_spans
 
 spans = st.lists(st.builds(Span, text=st.text(alphabet="ab \n", max_size=5), own=st.booleans(), loss=st.booleans()))
 
@@ -58,3 +58,19 @@ def test_a_person_hands_out_parts_in_time_order() -> None:
 def test_a_document_is_its_own_group_unless_it_shares_one() -> None:
     assert document(name="d7").group == "d7"
     assert document(name="d7", group="talk").group == "talk"
+
+
+def test_the_latest_documents_hold_enough_own_words() -> None:
+    documents = [document(Span("a b c", True), Span("not mine", False), name=str(n), order=n) for n in (2, 0, 1)]
+    assert [d.id for d in latest(documents, 4)] == ["1", "2"]
+    assert [d.id for d in latest(documents, 3)] == ["2"]
+    assert latest(documents, 0) == ()
+    assert [d.id for d in latest(documents, 100)] == ["0", "1", "2"]
+
+
+@given(spans, st.integers(0, 30))
+def test_a_shortened_document_is_a_prefix_with_the_same_targets(parts: list[Span], characters: int) -> None:
+    whole, cut = document(*parts), shortened(document(*parts), characters)
+    assert cut.text == whole.text[:characters]
+    masks = [[span.target for span in d.spans for _ in span.text] for d in (whole, cut)]
+    assert masks[1] == masks[0][:characters]
