@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from privacy.canonical import Json
 from privacy.errors import ConfigError, LedgerError
@@ -58,10 +59,15 @@ class RecordCharge:
 
         Opacus reports by Renyi DP, which is never below this: a claim that falls short of it is wrong.
         """
-        from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
-        from dp_accounting.pld import PLDAccountant  # here: it takes a second
+        return _epsilon(self)
 
-        accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
-        step = PoissonSampledDpEvent(self.sampling_rate, GaussianDpEvent(self.noise_multiplier))
-        accountant.compose(SelfComposedDpEvent(step, self.steps))
-        return float(accountant.get_epsilon(self.delta))
+
+@lru_cache(maxsize=4096)
+def _epsilon(charge: RecordCharge) -> float:
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.pld import PLDAccountant  # here: it takes a second
+
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    step = PoissonSampledDpEvent(charge.sampling_rate, GaussianDpEvent(charge.noise_multiplier))
+    accountant.compose(SelfComposedDpEvent(step, charge.steps))
+    return float(accountant.get_epsilon(charge.delta))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -32,7 +33,7 @@ def check_release_claim(release: Release | None, federation: LedgerView) -> Find
     if account is None:
         return judged("claims.release", ["the release names a state that this ledger does not have"], "")
     claimed = release.facts.privacy
-    expected = privacy_claim(statement(account.busiest(), _claimed_deltas(claimed)))
+    expected = privacy_claim(stated(account.busiest(), _claimed_deltas(claimed)))
     problems = list(_differences(claimed, expected, tuple(expected), exact=True))
     if release.facts.private and account.unprotected():
         problems.append("it says private, the ledger shows charges without fresh noise")
@@ -47,7 +48,7 @@ def check_report_claim(report: Mapping[str, Any] | None, federation: LedgerView)
     claimed = report.get("privacy")
     if not isinstance(claimed, dict):
         return judged("claims.report", ["it has no privacy section"], "")
-    expected = statement(federation.account.busiest(), _claimed_deltas(claimed))
+    expected = stated(federation.account.busiest(), _claimed_deltas(claimed))
     problems = [*_round_problems(report, federation)]
     if report.get("not_private"):
         return judged("claims.report", problems, "it claims no privacy; its rounds are those of the ledger")
@@ -66,7 +67,7 @@ def check_accountants(federation: LedgerView) -> Finding:
     queries = federation.account.busiest()
     if not queries or not all(query.private for query in queries):
         return unchecked("accountants", "nothing private was charged")
-    figures = statement(queries)
+    figures = stated(queries)
     problems = []
     raw = sum((_raw_rho(entry) for entry in federation.entries if _is_charge(entry, federation)), Fraction(0))
     counted = federation.account.spent_rho()
@@ -102,7 +103,7 @@ def check_record(evidence: Evidence) -> Finding:
 
 def record_rows(evidence: Evidence) -> tuple[list[dict[str, Any]], list[str]]:
     """Return device, artefact and epsilon of each RECORD_DP entry, and what could not be read."""
-    rows, problems, known = [], [], dict[RecordCharge, float]()
+    rows, problems = [], []
     for device, view in evidence.devices.items():
         for entry in view.entries:
             if entry.kind != "RECORD_DP":
@@ -112,11 +113,16 @@ def record_rows(evidence: Evidence) -> tuple[list[dict[str, Any]], list[str]]:
             except LedgerError as error:
                 problems.append(f"{device}: entry {entry.seq}: {error}")
                 continue
-            known[charge] = known[charge] if charge in known else charge.epsilon()
             rows.append(
-                {"device": device, "artefact": charge.artefact, "epsilon": known[charge], "delta": charge.delta}
+                {"device": device, "artefact": charge.artefact, "epsilon": charge.epsilon(), "delta": charge.delta}
             )
     return rows, problems
+
+
+@lru_cache(maxsize=16)
+def stated(queries: tuple[Query, ...], deltas: tuple[float, ...] = DELTAS) -> Mapping[str, Any]:
+    """Return the accountant's statement, computed once for the same queries and deltas; read only."""
+    return statement(queries, deltas)
 
 
 def account_until(entries: Sequence[Entry], head: str) -> Account | None:
@@ -131,7 +137,7 @@ def account_until(entries: Sequence[Entry], head: str) -> Account | None:
 
 def facts_of(evidence: Evidence, federation: LedgerView) -> dict[str, object]:
     """Return what the page and the JSON show beside the findings: plain values, all from ledgers and release."""
-    figures = statement(federation.account.busiest())
+    figures = stated(federation.account.busiest())
     first = next(iter(federation.account.reservations.values()), None)
     rows, _ = record_rows(evidence)
     return {
