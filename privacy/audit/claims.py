@@ -37,8 +37,9 @@ def check_release_claim(release: Release | None, federation: LedgerView) -> Find
     problems = list(_differences(claimed, expected, tuple(expected), exact=True))
     if release.facts.private and account.unprotected():
         problems.append("it says private, the ledger shows charges without fresh noise")
-    rho = expected["rho_exact"] or "none"
-    return judged("claims.release", problems, f"rho {rho} and every epsilon recomputed and equal")
+    rho = expected["rho_exact"]
+    checked = f"rho {rho} and every epsilon recomputed and equal" if rho else "it claims no figure, as it must not"
+    return judged("claims.release", problems, checked)
 
 
 def check_report_claim(report: Mapping[str, Any] | None, federation: LedgerView) -> Finding:
@@ -293,6 +294,7 @@ def _device_summary(evidence: Evidence, federation: LedgerView) -> dict[str, obj
     budget = evidence.policy.budget_rho if evidence.policy is not None else None
     return {
         "count": len(names),
+        "charged": sum(each > 0 for each in times),
         "by_own_ledgers": own,
         "rho": {"min": min(spent), "median": median(spent), "max": max(spent)} if spent else None,
         "participations": {"min": min(times), "median": median(times), "max": max(times)} if times else None,

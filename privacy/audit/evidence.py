@@ -162,7 +162,7 @@ def _checkpoints(run: Path, key: Ed25519PublicKey) -> Finding:
                 problems.append(f"{path.name}: the ledger no longer contains the {checkpoint.size} entries it saw")
         except (ConfideError, OSError) as error:
             problems.append(f"{path.name}: {error}")
-    return judged("ledger.checkpoints", problems, f"{len(notes)} signed notes, all still extended by the ledger")
+    return judged("ledger.checkpoints", problems, f"the ledger still begins with what each of them saw ({len(notes)})")
 
 
 def _report(run: Path) -> Mapping[str, Any] | None:

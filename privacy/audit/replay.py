@@ -1,7 +1,7 @@
 """Replays a RUN: both sides' ledgers against each other, against the policy, and against what was claimed.
 
-The rules are stated here once more rather than called from where they are enforced, wherever that is possible: an audit
-that asks the accused would find nothing.
+Floors, charges and sums are judged here by rules of their own, from both sides' entries: an audit that asked the code
+which enforces them would find nothing. The policy alone is replayed with the device's own `Policy.check`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _history(evidence: Evidence, federation: LedgerView) -> Finding:
     return judged(
         "ledger.history",
         _history_problems(evidence, federation),
-        "every query’s ledger_head is an earlier state of the federation’s ledger",
+        "every query names an earlier state of the federation’s ledger, every noted state of a device is in its own",
     )
 
 
@@ -218,7 +218,7 @@ def _stamp(evidence: Evidence, federation: LedgerView) -> Finding:
     bare = sum(view.account.unprotected() for view in views)
     report: Mapping[str, Json] = evidence.report or {}
     if not bare:
-        return judged("stamp", (), "every charge carries fresh noise; no stamp is needed")
+        return judged("stamp", (), "every charge is of a query with fresh noise; no stamp is needed")
     problems = []
     if evidence.release is not None and evidence.release.facts.private:
         problems.append("the release does not say NOT PRIVATE")

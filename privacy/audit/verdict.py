@@ -24,7 +24,7 @@ TITLES: Final[Mapping[str, str]] = {
     "policy.signature": "The policy is signed, and every query was made under it",
     "policy.bounds": "No device was asked beyond its policy and budget",
     "round.cohort": "Every sum rests on enough devices",
-    "round.charged": "Whoever is in a sum was charged for exactly that query, before",
+    "round.charged": "Whoever is in a sum was charged for exactly that query",
     "release.files": "The release is whole, signed and finite",
     "release.ledger": "The release stands in the ledger, and the ledger reaches to it",
     "claims.release": "The release claims what the ledger gives",
