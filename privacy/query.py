@@ -217,13 +217,26 @@ class Query:
         """Return the SHA-256 of the canonical bytes, hexadecimal."""
         return sha256_hex(self.to_bytes())
 
+    @cached_property
+    def mechanism_sha256(self) -> str:
+        """Return the SHA-256 over all that shapes an answer: every field but `ledger_head` and `policy_sha256`.
+
+        Those two name keys and times of one run. Without them a campaign replayed from the same noise key has the same
+        noise, bit for bit; and a device whose ledger was rolled back gives the same answer again, not a second one.
+        """
+        fields = parse_canonical(self.to_bytes())
+        assert isinstance(fields, dict)
+        return sha256_hex(canonical_json({k: v for k, v in fields.items() if k not in ("ledger_head", "policy_sha256")}))
+
     def event_id(self, device_id: str) -> bytes:
         """Return the 32 bytes that name this device's one answer to this query: one charge, one noise stream.
 
-        SHA-256 over federation, campaign, round, attempt, the query's hash and the device.
+        SHA-256 over federation, campaign, round, attempt, `mechanism_sha256` and the device. A ledger refuses another
+        query under a known event.
         """
         _require(is_name(device_id), "device_id", device_id)
-        event = ["confide-event/1", self.federation, self.campaign, self.round, self.attempt, self.sha256, device_id]
+        place = [self.federation, self.campaign, self.round, self.attempt]
+        event = ["confide-event/1", *place, self.mechanism_sha256, device_id]
         return bytes.fromhex(sha256_hex(canonical_json(event)))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from privacy.errors import DataError
-from simulation.report_schema import Arm, Comparison, Interval, PersonRow
+from simulation.report_schema import Arm, ArmGain, Comparison, Interval, PersonRow
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -202,8 +202,14 @@ def _summary(arms: Arms, name: str, rng: np.random.Generator, resamples: int) ->
         "users_compared": compared,
         "users_improved": float(np.mean(against.nats < against.nats_against)) if compared else None,
         "users_worse": int(np.sum(against.nats > against.nats_against)),
-        "relative_gain": relative_gain(against_base, rng, resamples=resamples) if shared_tokens else None,
+        **_gain(relative_gain(against_base, rng, resamples=resamples) if shared_tokens else None),
     }
+
+
+def _gain(interval: Interval | None) -> ArmGain:
+    if interval is None:
+        return {"relative_gain": None, "low": None, "high": None}
+    return {"relative_gain": interval["value"], "low": interval["low"], "high": interval["high"]}
 
 
 def _bits(nats: float, tokens: int) -> float:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from privacy.errors import DataError
 from privacy.files import write_atomic
 from simulation import figures, wording
-from simulation.report_schema import Interval, PersonRow, Report
+from simulation.report_schema import Interval, PersonRow, Report, interval_of
 
 PERSON_ROWS_SHOWN = 300
 _MISSING = Markup('<span class="none">–</span>')
@@ -57,7 +57,7 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(_FILTERS)
+    environment.filters.update(_FILTERS, interval_of=interval_of)
     words = {name: getattr(wording, name) for name in ("ADVERSARIES", "ARM_MEANINGS", "epsilon_meaning")}
     return environment.get_template("report.html.j2").render(report=report, **words, **_view(report))
 
@@ -98,7 +98,7 @@ def _split_people(people: list[PersonRow]) -> tuple[list[PersonRow], list[Person
 
 
 def _gain_rows(report: Report, arms: list[str], labels: Mapping[str, str]) -> list[figures.GainRow]:
-    gains: list[tuple[str, Interval | None]] = [(name, report["arms"][name]["relative_gain"]) for name in arms]
+    gains: list[tuple[str, Interval | None]] = [(name, interval_of(report["arms"][name])) for name in arms]
     return [
         figures.GainRow(labels[name], gain, emphasis=name == "global")
         for name, gain in gains

@@ -21,7 +21,15 @@ class Interval(TypedDict):
     high: float | None
 
 
-class Arm(TypedDict):
+class ArmGain(TypedDict):
+    """An `Interval` as scripts read it beside the other keys of an arm."""
+
+    relative_gain: float | None
+    low: float | None
+    high: float | None
+
+
+class Arm(ArmGain):
     """One way to write the same text: a model with what it was given.
 
     `relative_gain` is the share of base's bits saved on the tokens that both arms scored (`base_bits_per_token` is
@@ -38,7 +46,12 @@ class Arm(TypedDict):
     users_compared: int
     users_improved: float | None
     users_worse: int
-    relative_gain: Interval | None
+
+
+def interval_of(arm: Arm) -> Interval | None:
+    """Return the gain of an arm as an interval."""
+    gain = arm["relative_gain"]
+    return None if gain is None else {"value": gain, "low": arm["low"], "high": arm["high"]}
 
 
 class Comparison(TypedDict):

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from simulation import wording
 from simulation.report import byte_size, fixed, grouped, percent
-from simulation.report_schema import Arm, Interval, PersonRow, Report
+from simulation.report_schema import Arm, Interval, PersonRow, Report, interval_of
 
 PEOPLE_SHOWN = 16
 
@@ -61,7 +61,7 @@ def arms_table(report: Report) -> Table:
 
 def _arm_cells(name: str, arm: Arm) -> list[str]:
     bits, people = fixed(arm["bits_per_token"], 3), str(arm["users"])
-    gain = arm["relative_gain"]
+    gain = interval_of(arm)
     if name == "base" or gain is None:
         return [bits, "-", "-", "-", "-", people]
     better = "-" if arm["users_improved"] is None else percent(arm["users_improved"], 0)

@@ -97,7 +97,7 @@ def noise_alone(query: Query, device: str, root: bytes = ROOT) -> list[int]:
 def test_every_event_has_noise_of_its_own(asked: Ask) -> None:
     """Another attempt, round, campaign, federation, question, device or key: another stream at the same sigma."""
     changes: list[dict[str, Any]] = [{}, {"attempt": 1}, {"round": 2}, {"campaign": "second"}, {"federation": "other"}]
-    changes += [{"release_sha256": "9" * 64}, {"ledger_head": "9" * 64}]
+    changes += [{"release_sha256": "9" * 64}, {"basis_sha256": "9" * 64}]
     queries = [asked(**change) for change in changes]
     streams = [noise_alone(query, device) for query in queries for device in ("d1", "d2")]
     streams.append(noise_alone(asked(), "d1", bytes(32)))

@@ -149,7 +149,14 @@ def test_every_field_changes_hash_and_event(asked: Ask) -> None:
     assert set(OTHER) == {field.name for field in fields(Query)}
     variants = [asked(), *(asked(**{name: value}) for name, value in OTHER.items())]
     assert len({query.sha256 for query in variants}) == len(variants)
-    assert len({query.event_id("d1") for query in variants}) == len(variants)
+    shaping = [asked(), *(asked(**{k: v}) for k, v in OTHER.items() if k not in ("ledger_head", "policy_sha256"))]
+    assert len({query.event_id("d1") for query in shaping}) == len(shaping)
+
+
+def test_a_replayed_campaign_has_the_same_events_whatever_its_keys_and_times(asked: Ask) -> None:
+    other_run = asked(ledger_head=OTHER["ledger_head"], policy_sha256=OTHER["policy_sha256"])
+    assert other_run.sha256 != asked().sha256
+    assert other_run.event_id("d1") == asked().event_id("d1")
     assert asked().event_id("d1") != asked().event_id("d2")
     for device in ("", "a/b", "d\u0131"):
         with pytest.raises(ConfigError):

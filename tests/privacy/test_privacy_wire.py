@@ -136,7 +136,7 @@ def test_what_is_no_answer_cannot_be_made() -> None:
         lambda: Answer("a" * 64, "d1", vector, NO_HEAD, b"short"),
         lambda: Answer("a" * 64, "d1", vector[:0]),
         lambda: Answer("a" * 64, "d1", vector.reshape(3, 1)),
-        lambda: Answer("a" * 64, "d1", vector.astype(np.int64)),  # type: ignore[arg-type]
+        lambda: Answer("a" * 64, "d1", vector.astype(np.int64)),
     ]
     for make in makers:
         with pytest.raises(WireError):

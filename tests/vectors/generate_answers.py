@@ -123,7 +123,9 @@ def answer_case(number: int) -> dict[str, object]:
     sha256 = hashlib.sha256(data).hexdigest()
     device_id = f"device-{number}"
     event = ["confide-event/1", fields["federation"], fields["campaign"], fields["round"], fields["attempt"]]
-    event_id = hashlib.sha256(json.dumps([*event, sha256, device_id], separators=(",", ":")).encode()).digest()
+    shaping = {key: value for key, value in fields.items() if key not in ("ledger_head", "policy_sha256")}
+    mechanism = hashlib.sha256(json.dumps(shaping, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    event_id = hashlib.sha256(json.dumps([*event, mechanism, device_id], separators=(",", ":")).encode()).digest()
     invited, z = fields["cohort"]["invited"], Fraction(fields["noise_multiplier"])
     integer_clip = integer_clip_of(invited, z)
     sigma = sigma_of(invited, z, integer_clip)

@@ -1,0 +1,142 @@
+"""One person's device: text, policy, ledger and keys; it answers queries, or refuses with a code and nothing else.
+
+    query bytes -> form, policy, release -> RESERVE on the disk -> local training -> clip, noise, sign -> stored -> COMMIT
+
+Everything that leaves is a `privacy.wire` message. An answer is stored before it is handed over, and handed over again
+byte for byte when the same question comes again, so that no second noise is ever drawn for one charge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from privacy.adapter import AdapterLayout, Cores
+from privacy.answer import make_answer, slotted_update
+from privacy.canonical import sha256_hex
+from privacy.errors import ConfideError, PolicyRefused
+from privacy.files import write_atomic
+from privacy.ledger import Ledger
+from privacy.noise import KeyStream
+from privacy.policy import Policy
+from privacy.query import Query
+from privacy.wire import Refusal, RefusalCode, decode
+
+
+class Learner(Protocol):
+    """What trains and scores for a device; in simulation one learner serves many devices."""
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """Return the order of the cores in a flat vector."""
+
+    def update(self, user: str, start: Cores, query: Query, seed: int) -> NDArray[np.float64]:
+        """Return the person's local update from `start` on this round's documents, float64 [slot_dim]."""
+
+    def loss(self, user: str, cores: Cores, query: Query) -> float:
+        """Return the mean nats per own token of this round's documents under `cores`."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """The adapters that a query starts from: one for each slot, and the hash that the query must name."""
+
+    sha256: str
+    slots: Sequence[Cores]
+
+
+class Device:
+    """A device of one federation. `home` holds its ledger's answers; `ledger` is open for as long as the device lives."""
+
+    def __init__(
+        self,
+        device_id: str,
+        home: Path,
+        policy: Policy,
+        ledger: Ledger,
+        signing_key: Ed25519PrivateKey,
+        noise_key: bytes,
+        learner: Learner,
+    ) -> None:
+        self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
+        self._key, self._noise_key, self._learner = signing_key, noise_key, learner
+
+    def answer(self, query_bytes: bytes, release: Release) -> bytes:
+        """Return the wire bytes of an Answer, or of a Refusal whose code is all that the server learns.
+
+        No exception leaves and no text: whatever fails inside, a broken query too, becomes `device.unable`.
+        """
+        query_sha256 = sha256_hex(query_bytes)
+        try:
+            return self._answer(Query.from_bytes(query_bytes), release)
+        except PolicyRefused as refused:
+            return Refusal(query_sha256, self.device_id, RefusalCode(refused.code)).encode()
+        except (ConfideError, OSError):
+            return Refusal(query_sha256, self.device_id, RefusalCode.UNABLE).encode()
+
+    def _answer(self, query: Query, release: Release) -> bytes:
+        event = query.event_id(self.device_id)
+        stored = self.home / f"{event.hex()}.answer"
+        if stored.exists():
+            return self._again(stored.read_bytes(), query)
+        self._permit(query, event, release)
+        self.ledger.reserve(query, self.device_id)
+        update = self._local_update(query, event, release.slots)
+        answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
+        write_atomic(stored, answer.encode())
+        self.ledger.commit(event)
+        return answer.encode()
+
+    @staticmethod
+    def _again(answer: bytes, query: Query) -> bytes:
+        """Return the stored answer if it was made for exactly this query; one event is answered to one query only."""
+        if decode(answer).query_sha256 != query.sha256:
+            raise PolicyRefused(RefusalCode.STALE)
+        return answer
+
+    def _permit(self, query: Query, event: bytes, release: Release) -> None:
+        """Refuse what the policy does not grant. An event charged before (a crash came between) is not charged again."""
+        charged = {r.event: r for r in self.ledger.account.charged()}
+        mine = charged.pop(event.hex(), None)
+        spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)
+        self.policy.check(query, spent, len(charged))
+        if release.sha256 != query.release_sha256 or len(release.slots) != query.slots:
+            raise PolicyRefused(RefusalCode.RELEASE)
+
+    def _local_update(self, query: Query, event: bytes, slots: Sequence[Cores]) -> NDArray[np.float64]:
+        """Return the vector to be clipped and noised: the update in the slot that fits the person's own text best."""
+        slot = 0
+        if query.slots > 1:
+            slot = int(np.argmin([self._learner.loss(self.device_id, cores, query) for cores in slots]))
+        seed = int(KeyStream(self._noise_key, batches_event(event)).candidates(0, 1)[0, 0]) >> 1
+        return slotted_update(self._learner.update(self.device_id, slots[slot], query, seed), query, slot)
+
+
+def batches_event(event: bytes) -> bytes:
+    """Return the name under which an event's Poisson batches are drawn: the same key, never the noise's own stream."""
+    return bytes.fromhex(sha256_hex(b"confide/batches/1\x00" + event))
+
+
+def open_devices(
+    folder: Path,
+    policy: Policy,
+    users: Sequence[str],
+    keys: Mapping[str, Ed25519PrivateKey],
+    noise_key_of: Callable[[str], bytes],
+    learner: Learner,
+    answers: Path,
+) -> dict[str, Device]:
+    """Return a device for each user, ledgers open in `folder`, kept answers under `answers`."""
+    devices = {}
+    for user in users:
+        ledger = Ledger(folder / f"{user}.jsonl", keys[user], {"federation": policy.federation, "owner": user})
+        home = answers / user
+        home.mkdir(parents=True, exist_ok=True)
+        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key_of(user), learner)
+    return devices

@@ -1,0 +1,92 @@
+"""What trains and scores for devices: one base model, the encoded documents of one or many people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.documents import Document
+from client.model import GLOBAL, Cached, Encoded, LanguageModel
+from client.train import CoreTraining, core_update
+from privacy.adapter import AdapterLayout, Cores
+from privacy.query import Query
+
+
+class TextLearner:
+    """Local training on people's documents; the frozen layers' outputs are computed once and kept in memory.
+
+    What is kept is personal text in another form: it lives in this process alone and `forget` drops it.
+    """
+
+    def __init__(self, model: LanguageModel, training: CoreTraining, max_document_tokens: int) -> None:
+        self.model, self.training, self.max_document_tokens = model, training, max_document_tokens
+        self._encoded: dict[str, list[Encoded]] = {}
+        self._cached: dict[tuple[str, str], Cached] = {}
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """Return the order of the cores in a flat vector."""
+        assert self.model.layout is not None
+        return self.model.layout
+
+    def add(self, user: str, documents: Sequence[Document]) -> int:
+        """Take a person's (scrubbed) documents for shared training and return their number of own tokens."""
+        encoded = [self.model.encode(d, self.max_document_tokens) for d in documents]
+        self._encoded[user] = [e for e in encoded if e.own_tokens]
+        return sum(e.own_tokens for e in encoded)
+
+    def forget(self, user: str) -> None:
+        """Drop everything kept of a person."""
+        self._encoded.pop(user, None)
+        self._cached = {key: value for key, value in self._cached.items() if key[0] != user}
+
+    def round_documents(self, user: str, query: Query) -> list[Cached]:
+        """Return the person's documents for this round: at most `own_tokens` of the limits, the next part each round.
+
+        Documents are cut into consecutive parts that fit the limit; round k trains on part k modulo their number. A
+        document over the limit alone is left out.
+        """
+        return [self._prefix(user, e) for e in part_of_round(self._encoded[user], query)]
+
+    def update(self, user: str, start: Cores, query: Query, seed: int) -> NDArray[np.float64]:
+        """Return the person's local update from `start`, float64 [slot_dim]; `seed` draws the Poisson batches."""
+        generator = torch.Generator().manual_seed(seed)
+        return core_update(self.model, self.round_documents(user, query), start, self.training, generator)
+
+    def loss(self, user: str, cores: Cores, query: Query) -> float:
+        """Return the mean nats per own token of this round's documents under `cores`; 0 where there are none."""
+        self.model.set_cores(cores)
+        self.model.activate(GLOBAL)
+        nats = self.model.document_nats(self.round_documents(user, query))
+        tokens = sum(len(n) for n in nats)
+        return float(sum(float(n.double().sum()) for n in nats) / tokens) if tokens else 0.0
+
+    def _prefix(self, user: str, encoded: Encoded) -> Cached:
+        key = (user, encoded.document)
+        if key not in self._cached:
+            self._cached[key] = self.model.prefix(encoded)
+        return self._cached[key]
+
+
+def part_of_round(documents: Sequence[Encoded], query: Query) -> list[Encoded]:
+    """Return the consecutive part of `documents` that round `query.round` trains on, see `round_documents`."""
+    limit = query.limits.own_tokens
+    parts: list[list[Encoded]] = []
+    size = 0
+    for document in documents:
+        if document.own_tokens > limit:
+            continue
+        if not parts or size + document.own_tokens > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(document)
+        size += document.own_tokens
+    return parts[query.round % len(parts)] if parts else []
+
+
+def flat_cores(layout: AdapterLayout, slots: NDArray[np.float64]) -> list[dict[str, NDArray[np.float32]]]:
+    """Return the cores of every slot, rows of float64 [slots, dim]."""
+    return [layout.unflatten(row) for row in slots]

@@ -1,0 +1,370 @@
+"""Local training: the shared core through Opacus, the person's own LoRA, and the probes that both must pass.
+
+Shared core: L normalised steps on Poisson batches of documents, each document's gradient clipped on its own, so that
+no single document dominates a person's answer. Opacus computes per-document gradients, clips and (where a record-level
+epsilon is asked for) adds its noise. Its noise is floating-point Gaussian from a generator seeded by the operating
+system; what leaves the device is protected by the integer noise of `privacy.answer`, not by this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus import PrivacyEngine
+from opacus.accountants.utils import get_noise_multiplier
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from client.model import GLOBAL, OWN, Cached, LanguageModel, batches_by_length, padded
+from privacy.adapter import Cores
+from privacy.errors import ModelError
+
+Charge = Callable[[float, float, int, float, float], None]  # noise multiplier, sampling rate, steps, clip, delta
+OWN_MODULES = ("q_proj", "v_proj", "o_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class CoreTraining:
+    """The shared core's local steps. `step` is the L2 length of each step in the whitened coordinates of the basis.
+
+    `sampling_rate` is rounded to 1 over a whole number. `document_clip` bounds the gradient of one document's mean
+    loss; `noise_multiplier` 0 means clipping only, no record-level epsilon claimed.
+    """
+
+    steps: int = 2
+    step: float = 0.06
+    sampling_rate: float = 0.5
+    document_clip: float = 1.0
+    noise_multiplier: float = 0.0
+
+
+@dataclass(frozen=True)
+class OwnTraining:
+    """The own LoRA: AdamW over `epochs` passes. `record_epsilon` asks for document-level (epsilon, delta) by Opacus."""
+
+    rank: int = 8
+    epochs: int = 2
+    learning_rate: float = 1e-3
+    batch_documents: int = 4
+    modules: tuple[str, ...] = OWN_MODULES
+    record_epsilon: float | None = None
+    record_delta: float = 1e-5
+    document_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class RecordPrivacy:
+    """What Opacus' RDP accountant says of one own adapter: document-level, add/remove one document."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How many Opacus steps, at which Poisson rate, clip and noise; `batch_tokens` bounds a physical batch."""
+
+    steps: int
+    sampling_rate: float
+    document_clip: float
+    noise_multiplier: float
+    batch_tokens: int = 2048
+
+
+class NormalisedStep(torch.optim.Optimizer):
+    """Gradient steps of fixed length over all parameters together: p <- p - step g / ||g||; a zero gradient moves nothing."""
+
+    def __init__(self, params: Iterable[nn.Parameter], step: float) -> None:
+        super().__init__(list(params), {"step": step})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step; `closure` is not called."""
+        for group in self.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+            if norm > 0.0:
+                for p in group["params"]:
+                    p.add_(p.grad, alpha=-group["step"] / norm)
+
+
+class DocumentLoss(nn.Module):
+    """Mean nats per own token of each document: documents -> float32 [B].
+
+    The mean is over the document's own tokens and nobody else's, so a document's gradient does not depend on the rest
+    of its batch (Opacus' sensitivity argument needs that; a batch-wide token mean breaks it).
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.inner = model.inner  # registers the adapters' parameters with Opacus
+        object.__setattr__(self, "model", model)
+
+    def forward(self, hidden: Tensor, row: Tensor, column: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean nats of each row of `hidden`, whose targets stand at (`row`, `column`)."""
+        model: LanguageModel = self.__dict__["model"]
+        nats = model.nats(model.top(hidden)[row, column], labels)
+        counts = torch.bincount(row, minlength=len(hidden)).clamp(min=1)
+        return torch.zeros(len(hidden), device=nats.device).index_add(0, row, nats) / counts
+
+
+def core_update(
+    model: LanguageModel, documents: Sequence[Cached], start: Cores, settings: CoreTraining, generator: torch.Generator
+) -> NDArray[np.float64]:
+    """Return R_end - R_start after the local steps of one person, float64 [dim] in the layout's order.
+
+    `documents` without an own token are left out; with none at all the update is zero (and is answered all the same:
+    silence would tell the server). `generator` draws the Poisson batches; it must be secret where a record-level
+    epsilon is claimed.
+    """
+    assert model.layout is not None
+    model.set_cores(start)
+    model.activate(GLOBAL)
+    parameters = [linear.weight for linear in model.cores().values()]
+    before = _flat(model)
+    usable = [d for d in documents if d.encoded.own_tokens]
+    if usable:
+        plan = StepPlan(settings.steps, settings.sampling_rate, settings.document_clip, settings.noise_multiplier)
+        _private_steps(DocumentLoss(model), NormalisedStep(parameters, settings.step), usable, plan, generator)
+    after = _flat(model)
+    model.set_cores(start)
+    return after - before
+
+
+def _flat(model: LanguageModel) -> NDArray[np.float64]:
+    assert model.layout is not None
+    return model.layout.flatten({n: c.weight.detach().float().cpu().numpy() for n, c in model.cores().items()})
+
+
+def _private_steps(
+    loss: DocumentLoss,
+    optimizer: torch.optim.Optimizer,
+    documents: Sequence[Cached],
+    plan: StepPlan,
+    generator: torch.Generator,
+) -> PrivacyEngine:
+    """Take `plan.steps` Opacus steps over Poisson batches of documents and return the engine with its accountant.
+
+    Every step counts, empty batches too: no gradient, full noise, one more line in the accountant. A logical batch is
+    split into physical ones of like length; Opacus clips each document on its own, so the split changes no clipping.
+    Raises ModelError if a trained parameter gets no per-document gradient: training that silently does nothing is the
+    classic failure here.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with trainable(parameters), _quiet():
+        engine = PrivacyEngine(accountant="rdp")
+        loader = DataLoader(
+            TensorDataset(torch.arange(len(documents))),
+            batch_size=math.ceil(len(documents) * plan.sampling_rate),
+            generator=generator,
+        )
+        wrapped, dp, sampler = engine.make_private(
+            module=loss.train(),
+            optimizer=optimizer,
+            data_loader=loader,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.document_clip,
+            poisson_sampling=True,
+            noise_generator=generator,
+        )
+        try:
+            for batch in _repeat(sampler, plan.steps):
+                _logical_step(wrapped, dp, [documents[i] for i in batch], plan.batch_tokens)
+        finally:
+            _unwrap(wrapped, parameters)
+            loss.eval()
+    return engine
+
+
+def _logical_step(wrapped: GradSampleModule, dp: DPOptimizer, documents: list[Cached], batch_tokens: int) -> None:
+    dp.zero_grad(set_to_none=True)
+    if not documents:
+        for p in dp.params:
+            p.grad_sample = torch.zeros((0, *p.shape), device=p.device)
+        dp.step()
+        return
+    chunks = batches_by_length([len(d.encoded.ids) for d in documents], batch_tokens)
+    for i, chunk in enumerate(chunks):
+        per_document_gradients(wrapped, [documents[j] for j in chunk])
+        if any(getattr(p, "grad_sample", None) is None for p in dp.params):
+            raise ModelError("a trained parameter got no per-document gradient: the adapter would learn nothing")
+        dp.signal_skip_step(do_skip=i + 1 < len(chunks))
+        dp.step()
+        dp.zero_grad(set_to_none=True)
+
+
+def per_document_gradients(loss: GradSampleModule, documents: Sequence[Cached]) -> None:
+    """Leave the gradient of each document's mean loss in every trained parameter's `grad_sample`, [documents, ...]."""
+    rows = padded(documents)
+    loss(rows.hidden, *rows.where, rows.labels).mean().backward()
+
+
+def one_gradient(loss: DocumentLoss, document: Cached, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the gradient of one document's mean loss alone, flat over `parameters`."""
+    rows = padded([document])
+    found = torch.autograd.grad(loss(rows.hidden, *rows.where, rows.labels).sum(), list(parameters))
+    return torch.cat([g.flatten() for g in found])
+
+
+def _unwrap(wrapped: GradSampleModule, parameters: Sequence[nn.Parameter]) -> None:
+    """Take Opacus' hooks off again; wrapping twice fails, and stale activations would spoil the next round."""
+    wrapped.to_standard_module()
+    for p in parameters:
+        p.grad = None
+        for left in ("grad_sample", "summed_grad"):
+            p.__dict__.pop(left, None)
+
+
+def _repeat(loader: Iterable[Sequence[Tensor]], steps: int) -> Iterator[list[int]]:
+    """Yield `steps` Poisson batches of indices, over as many passes as that takes."""
+    taken = 0
+    while taken < steps:
+        for batch in loader:
+            if taken == steps:
+                return
+            taken += 1
+            yield [int(i) for i in batch[0]]
+
+
+def train_own(
+    model: LanguageModel,
+    documents: Sequence[Cached],
+    settings: OwnTraining,
+    generator: torch.Generator,
+    charge: Charge | None = None,
+) -> tuple[dict[str, Tensor], RecordPrivacy | None]:
+    """Train a fresh LoRA `own` over the active global core and return its tensors and its record-level guarantee.
+
+    Without `record_epsilon` the guarantee is None: the adapter may know any document by heart and must stay on the
+    device. With it the RDP accountant of Opacus bounds what the adapter tells about any one document (add or remove
+    one); the noise is float Gaussian, so the bound is that of the real-number mechanism. `generator` draws the initial
+    values, the batches and the noise, so it must be secret wherever the guarantee is relied on. `charge` is called with
+    the mechanism's figures before the first noise is drawn.
+    """
+    model.activate(GLOBAL, OWN)
+    parameters = list(own_tensors(model).values())
+    reset_own(model, generator)
+    usable = [d for d in documents if d.encoded.own_tokens]
+    steps = settings.epochs * max(1, math.ceil(len(usable) / settings.batch_documents))
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    privacy = None
+    if usable and settings.record_epsilon is not None:
+        privacy = _train_with_record_privacy(DocumentLoss(model), optimizer, usable, settings, generator, charge)
+    elif usable:
+        _train_plainly(DocumentLoss(model), optimizer, usable, settings, steps, generator)
+    return {name: p.detach().clone() for name, p in own_tensors(model).items()}, privacy
+
+
+def own_tensors(model: LanguageModel) -> dict[str, nn.Parameter]:
+    """Return the parameters of the adapter `own` by full name."""
+    return {n: p for n, p in model.net.named_parameters() if ".lora_" in n and f".{OWN}." in n}
+
+
+@torch.no_grad()
+def load_own(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
+    """Copy an own adapter's tensors into the model; raises ModelError where the names differ."""
+    here = own_tensors(model)
+    if set(here) != set(tensors):
+        raise ModelError("this own adapter was trained for other modules")
+    for name, parameter in here.items():
+        parameter.copy_(tensors[name])
+
+
+@torch.no_grad()
+def reset_own(model: LanguageModel, generator: torch.Generator) -> None:
+    """Make the own adapter a fresh one: A uniform as PEFT draws it, B zero, so that it starts as the identity."""
+    for name, p in own_tensors(model).items():
+        if ".lora_A." in name:
+            bound = 1.0 / math.sqrt(p.shape[1])
+            p.copy_((torch.rand(p.shape, generator=generator) * 2 - 1) * bound)
+        else:
+            p.zero_()
+
+
+def _train_plainly(
+    loss: DocumentLoss,
+    optimizer: torch.optim.Optimizer,
+    documents: Sequence[Cached],
+    settings: OwnTraining,
+    steps: int,
+    generator: torch.Generator,
+) -> None:
+    """AdamW over shuffled batches; the batch loss is the mean over all own tokens in it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    order: list[int] = []
+    with trainable(parameters):
+        for _ in range(steps):
+            if not order:
+                order = torch.randperm(len(documents), generator=generator).tolist()
+            batch, order = order[: settings.batch_documents], order[settings.batch_documents :]
+            rows = padded([documents[i] for i in batch])
+            optimizer.zero_grad(set_to_none=True)
+            loss(rows.hidden, *rows.where, rows.labels).mean().backward()
+            optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _train_with_record_privacy(
+    loss: DocumentLoss,
+    optimizer: torch.optim.Optimizer,
+    documents: Sequence[Cached],
+    settings: OwnTraining,
+    generator: torch.Generator,
+    charge: Charge | None,
+) -> RecordPrivacy:
+    assert settings.record_epsilon is not None
+    batch = min(len(documents), settings.batch_documents)
+    rate = 1.0 / math.ceil(len(documents) / batch)
+    steps = settings.epochs * round(1.0 / rate)
+    noise = get_noise_multiplier(
+        target_epsilon=settings.record_epsilon,
+        target_delta=settings.record_delta,
+        sample_rate=rate,
+        steps=steps,
+        accountant="rdp",
+    )
+    plan = StepPlan(steps, rate, settings.document_clip, noise)
+    if charge is not None:
+        charge(noise, rate, steps, settings.document_clip, settings.record_delta)
+    engine = _private_steps(loss, optimizer, documents, plan, generator)
+    spent = float(engine.get_epsilon(settings.record_delta))
+    return RecordPrivacy(spent, settings.record_delta, noise, rate, steps)
+
+
+@contextlib.contextmanager
+def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to `parameters` inside the block; outside it everything is frozen."""
+    for p in parameters:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Opacus warns of its non-cryptographic noise and of full backward hooks; both are dealt with and documented."""
+    level = logging.getLogger("opacus").level
+    logging.getLogger("opacus").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Secure RNG turned off")
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        try:
+            yield
+        finally:
+            logging.getLogger("opacus").setLevel(level)

@@ -1,0 +1,264 @@
+"""A campaign: a plan of queries, the sums that came back, and the adapters that follow from them.
+
+The adapters are a pure function of the plan and of the flushed sums, in order. So the only state is a folder of sums:
+a round counts from the moment its sum is on the disk, and a server killed at any moment starts again from the last one.
+
+    query stored -> RESERVE -> devices answer -> sum flushed (commit point) -> COMMIT -> next round
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from privacy.account import FEDERATION
+from privacy.answer import sum_answers
+from privacy.canonical import sha256_hex
+from privacy.errors import CohortTooSmall, ConfigError, LedgerError
+from privacy.files import write_atomic
+from privacy.fixedpoint import decode_mean
+from privacy.ledger import Ledger
+from privacy.query import Cohort, Limits, Query
+from privacy.wire import Answer
+from server.optimizer import FedAvg
+
+MAX_ATTEMPTS = 3
+PUBLISH_DEVIATIONS = 4.0
+ReleaseHash = Callable[[NDArray[np.float64]], str]
+
+
+@dataclass(frozen=True)
+class CampaignPlan:
+    """What a campaign will ask; fixed before its first round. `seed` decides who is invited and the personas' first
+    values, all of it public; it never reaches noise, keys or batches."""
+
+    federation: str
+    campaign: str
+    rounds: int
+    cohort: int
+    personas: int
+    slot_dim: int
+    clip_norm: Fraction
+    noise_multiplier: Fraction
+    transport: str
+    limits: Limits
+    optimizer: FedAvg
+    basis_sha256: str
+    policy_sha256: str
+    seed: int
+    persona_start: float = 0.02
+    persona_floor: int = 16
+    replayed_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.cohort < 1 or self.personas < 0 or self.personas == 1:
+            raise ConfigError("rounds and cohort must be at least 1, personas 0 (none) or at least 2")
+
+    def purpose(self, number: int) -> str:
+        """Return what round `number` trains: with personas, rounds alternate between global and personas."""
+        return "train.persona" if self.personas and number % 2 else "train.global"
+
+    def first_state(self) -> State:
+        """Return the adapters before round 0: a zero global core, personas a little apart so that a choice exists."""
+        rng = np.random.default_rng([self.seed, 1])
+        directions = rng.standard_normal((self.personas, self.slot_dim))
+        norms = np.linalg.norm(directions, axis=1, keepdims=True)
+        personas = self.persona_start * directions / np.where(norms > 0, norms, 1)
+        zero = np.zeros(self.slot_dim)
+        return State(zero, zero.copy(), personas, np.zeros_like(personas), np.zeros(self.personas))
+
+
+@dataclass(frozen=True)
+class State:
+    """The adapters: `core` float64 [d], personas float64 [K, d] as offsets from the global core, optimiser velocities,
+    and the noisy number of members of each persona in its last round."""
+
+    core: NDArray[np.float64]
+    velocity: NDArray[np.float64]
+    personas: NDArray[np.float64]
+    persona_velocity: NDArray[np.float64]
+    persona_counts: NDArray[np.float64]
+
+    def slots(self, purpose: str) -> NDArray[np.float64]:
+        """Return what the devices start from, float64 [slots, d]: the global core, or every persona upon it."""
+        return self.core[None] if purpose == "train.global" else self.core[None] + self.personas
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One round that waits for answers: the query, whom it invites, what they start from."""
+
+    query: Query
+    query_bytes: bytes
+    invited: tuple[str, ...]
+    slots: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoundSum:
+    """A finished round: its query, the number of answers in its sum, and their mean, float64 [dim]."""
+
+    query: Query
+    survivors: int
+    mean: NDArray[np.float64]
+
+
+class Campaign:
+    """Drives one plan over a folder and a ledger. `device_ids` is the directory; `release_hash` hashes a round's start.
+
+    Raises LedgerError where the folder holds another campaign's sums.
+    """
+
+    def __init__(
+        self, plan: CampaignPlan, folder: Path, ledger: Ledger, device_ids: Sequence[str], release_hash: ReleaseHash
+    ) -> None:
+        self.plan, self.folder, self.ledger = plan, folder, ledger
+        self.directory = sorted(device_ids)
+        self._release_hash = release_hash
+        if plan.cohort > len(self.directory):
+            raise ConfigError(f"a cohort of {plan.cohort} cannot be drawn from {len(self.directory)} devices")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.state = plan.first_state()
+        self.sums: list[RoundSum] = []
+        for result in self._flushed():
+            self._take(result)
+
+    @property
+    def finished(self) -> bool:
+        """Return whether every round has its sum."""
+        return len(self.sums) == self.plan.rounds
+
+    def published_personas(self) -> list[int]:
+        """Return the personas whose noisy count is at least four of its deviations and at least the plan's floor.
+
+        Each count is a sum over survivors of weights w with noise z c / sqrt(honest) each; in units of w that is
+        4 z sqrt(survivors / honest) for w = c / 4.
+        """
+        last = next((s for s in reversed(self.sums) if s.query.weighted), None)
+        if last is None:
+            return []
+        query = last.query
+        noise = query.sigma * math.sqrt(last.survivors) / (query.scale * float(query.weight)) if query.private else 0.0
+        floor = max(PUBLISH_DEVIATIONS * noise, self.plan.persona_floor)
+        return [k for k, count in enumerate(self.state.persona_counts) if count >= floor]
+
+    def ask(self) -> Asked:
+        """Return the next round's question, the stored one if a crash came after it was stored; reserved in the ledger."""
+        number = len(self.sums)
+        attempt = self._attempt(number)
+        path = self._path(number, attempt, "query")
+        invited = self._invited(number, attempt)
+        slots = self.state.slots(self.plan.purpose(number))
+        if not path.exists():
+            write_atomic(path, self._query(number, attempt, slots).to_bytes())
+        data = path.read_bytes()
+        query = Query.from_bytes(data)
+        if query.release_sha256 != self._release_hash(slots):
+            raise LedgerError(f"{path.name} was asked from other adapters; this folder belongs to another campaign")
+        self.ledger.reserve(query, FEDERATION, invited)
+        return Asked(query, data, invited, slots)
+
+    def take(self, asked: Asked, answers: Iterable[Answer]) -> RoundSum:
+        """Sum the answers, flush the sum, advance the adapters and return the round.
+
+        Raises CohortTooSmall if too few answered; the attempt is then marked lost, and `ask` begins another with new
+        noise (what devices have spent stays spent) until MAX_ATTEMPTS.
+        """
+        query = asked.query
+        try:
+            total, survivors = sum_answers(query, answers)
+        except CohortTooSmall:
+            write_atomic(self._path(query.round, query.attempt, "lost"), b"")
+            raise
+        self._flush(query, total, survivors)
+        result = self._decoded(query, total, survivors)
+        self._commit(result, total)
+        self._take(result)
+        return result
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _flushed(self) -> Iterator[RoundSum]:
+        """Yield the rounds whose sums are on the disk, and note in the ledger what a crash left unnoted."""
+        for number in range(self.plan.rounds):
+            attempt = self._attempt(number)
+            path = self._path(number, attempt, "sum")
+            if not path.exists():
+                return
+            query = Query.from_bytes(self._path(number, attempt, "query").read_bytes())
+            if query.campaign != self.plan.campaign or query.slot_dim != self.plan.slot_dim:
+                raise LedgerError(f"{path} belongs to another campaign")
+            tensors = load_tensors(path.read_bytes())
+            result = self._decoded(query, tensors["total"], int(tensors["survivors"][0]))
+            self._commit(result, tensors["total"])
+            yield result
+
+    def _take(self, result: RoundSum) -> None:
+        means, weights = result.query.split(result.mean)
+        state, step = self.state, self.plan.optimizer.step
+        if weights is None:
+            core, velocity = step(state.core, state.velocity, means[0])
+            self.state = State(core, velocity, state.personas, state.persona_velocity, state.persona_counts)
+        else:
+            share = weights / float(result.query.weight)
+            scale = 1.0 / np.maximum(share, 1.0 / result.query.slots)  # noisy counts: never blow a small slot up
+            personas, velocity = step(state.personas, state.persona_velocity, means * scale[:, None])
+            self.state = State(state.core, state.velocity, personas, velocity, share * result.survivors)
+        self.sums.append(result)
+
+    def _query(self, number: int, attempt: int, slots: NDArray[np.float64]) -> Query:
+        plan = self.plan
+        return Query(
+            federation=plan.federation,
+            campaign=plan.campaign,
+            round=number,
+            attempt=attempt,
+            purpose=plan.purpose(number),
+            slots=len(slots),
+            slot_dim=plan.slot_dim,
+            clip_norm=plan.clip_norm,
+            noise_multiplier=plan.noise_multiplier,
+            cohort=Cohort(plan.cohort),
+            transport=plan.transport,
+            release_sha256=self._release_hash(slots),
+            basis_sha256=plan.basis_sha256,
+            policy_sha256=plan.policy_sha256,
+            ledger_head=self.ledger.head,
+            objective="next-token",
+            limits=plan.limits,
+            replayed_noise=plan.replayed_noise,
+        )
+
+    def _invited(self, number: int, attempt: int) -> tuple[str, ...]:
+        rng = np.random.default_rng([self.plan.seed, 2, number, attempt])
+        chosen = rng.choice(len(self.directory), self.plan.cohort, replace=False)
+        return tuple(self.directory[i] for i in sorted(chosen))
+
+    def _attempt(self, number: int) -> int:
+        for attempt in range(MAX_ATTEMPTS):
+            if not self._path(number, attempt, "lost").exists():
+                return attempt
+        raise CohortTooSmall(f"round {number}: too few devices answered in {MAX_ATTEMPTS} attempts")
+
+    def _path(self, number: int, attempt: int, kind: str) -> Path:
+        return self.folder / f"round-{number:05d}-{attempt}.{kind}"
+
+    def _flush(self, query: Query, total: NDArray[np.int64], survivors: int) -> None:
+        tensors = {"total": total, "survivors": np.array([survivors], dtype=np.int64)}
+        write_atomic(self._path(query.round, query.attempt, "sum"), save_tensors(tensors))
+
+    def _decoded(self, query: Query, total: NDArray[np.int64], survivors: int) -> RoundSum:
+        return RoundSum(query, survivors, decode_mean(total, query.clip_norm, query.integer_clip, survivors))
+
+    def _commit(self, result: RoundSum, total: NDArray[np.int64]) -> None:
+        event = result.query.event_id(FEDERATION)
+        digest = sha256_hex(total.astype("<i8").tobytes())
+        self.ledger.commit(event, survivors=result.survivors, sum_sha256=digest)

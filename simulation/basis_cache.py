@@ -1,0 +1,59 @@
+"""The basis of a base model, made once and kept in the user's cache under the hash of all that it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from client.base_model import cache_folder
+from privacy.adapter import Basis
+from privacy.canonical import canonical_json, sha256_hex
+from privacy.errors import ConfideError
+from simulation.config import AdapterConfig
+from simulation.progress import Progress
+
+RECIPE = "whitened/1"
+
+
+def cached_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: Progress) -> Basis:
+    """Return the basis for a model and adapter settings, from the cache or made now from the model's own samples.
+
+    The same model, settings, seed and recipe give the same file on one machine type; what a federation uses is the
+    file, by its hash, never the recipe.
+    """
+    parts = {key: str(value) for key, value in dataclasses.asdict(adapter).items()}
+    key = sha256_hex(canonical_json({"model": model_sha256(model_path), "seed": seed, "recipe": RECIPE, **parts}))
+    path = cache_folder() / "bases" / f"{key[:32]}.safetensors"
+    if path.exists():
+        try:
+            return Basis.load(path)
+        except ConfideError:
+            progress.note("the cached basis is damaged; making it again")
+    basis = make_basis(model_path, adapter, seed, progress)
+    basis.save(path)
+    return basis
+
+
+def make_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: Progress) -> Basis:
+    """Return a new basis of kind `core` (whitened, from own samples) or `svd` (from the weights)."""
+    from client.basis import BasisSettings, own_samples, svd_basis, whitened_basis
+    from client.model import LanguageModel
+
+    model = LanguageModel.load(model_path, top_layers=adapter.layers)
+    settings = BasisSettings(rank=adapter.rank, damping=adapter.damping)
+    if adapter.kind == "svd":
+        return svd_basis(model, settings)
+    with progress.task("basis: samples of the base model itself", adapter.sample_tokens - 1) as step:
+        texts = own_samples(model, adapter.samples, adapter.sample_tokens, seed, progress=lambda _done, _all: step())
+    with progress.task("basis: where gradients and activations lie", 1):
+        return whitened_basis(model, texts, settings)
+
+
+def model_sha256(model_path: Path) -> str:
+    """Return the hash over the weight files of a model folder, in order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(model_path.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

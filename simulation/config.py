@@ -1,0 +1,261 @@
+"""One federation in one configuration: TOML, `--set key=value`, defaults; parsed and checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from privacy.accounting import rho_for_epsilon
+from privacy.canonical import canonical_json, sha256_hex
+from privacy.errors import ConfigError
+
+KINDS = ("core", "svd")
+TRANSPORTS = ("ideal", "off")
+ENGINES = ("local",)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """`kind` core (whitened basis from the base model's own samples) or svd (LoRA-XS); `layers` from the top."""
+
+    kind: str = "core"
+    rank: int = 8
+    layers: int = 10
+    damping: float = 0.01
+    samples: int = 64
+    sample_tokens: int = 112
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """Give `noise_multiplier` (the mechanism) or `epsilon` (the cap that devices enforce, from which it follows).
+
+    Both are allowed where they agree: the mechanism must fit under the cap. `delta` is the one of the cap.
+    """
+
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    delta: float = 1e-6
+    transport: str = "ideal"
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """A device's work in a round; see `client.train.CoreTraining`. `clip` bounds the whole answer."""
+
+    own_tokens: int = 512
+    steps: int = 2
+    step: float = 0.1
+    sampling_rate: float = 0.5
+    document_clip: float = 1.0
+    clip: float = 0.1
+    max_document_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The step on the mean: FedAvg, with momentum FedAvgM."""
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """The own adapters of the evaluation: for how many people, from how much of their text."""
+
+    people: int = 16
+    tokens: int = 2048
+    rank: int = 8
+    epochs: int = 2
+    learning_rate: float = 1e-3
+    record_epsilon: float = 8.0
+    record_delta: float = 1e-5
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """`test_tokens` own tokens a person at most; `held_out` people take no part and are scored alone."""
+
+    test_tokens: int = 256
+    held_out: int = 0
+    retrieved: int = 2
+    retrieved_tokens: int = 192
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run; equal configurations on equal people are equal campaigns."""
+
+    people: str = "chitchat"
+    max_people: int = 128
+    model: str = "smollm2-135m"
+    rounds: int = 2
+    cohort: int | None = None
+    personas: int = 0
+    seed: int = 0
+    engine: str = "local"
+    workers: int | None = None
+    dropout: float = 0.0
+    scrub: bool = True
+    compare_without_noise: bool = True
+    federation: str = "simulation"
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    own: OwnConfig = field(default_factory=OwnConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _choice("adapter.kind", self.adapter.kind, KINDS)
+        _choice("privacy.transport (masked comes with secure aggregation)", self.privacy.transport, TRANSPORTS)
+        _choice("engine (flower comes with the next engine)", self.engine, ENGINES)
+        at_least = {"max_people": 1, "rounds": 1, "adapter.rank": 1, "adapter.layers": 1, "local.steps": 1}
+        for key, least in at_least.items():
+            if self.value(key) < least:
+                raise ConfigError(f"{key} must be at least {least}, not {self.value(key)}")
+        if self.cohort is not None and self.cohort < 1:
+            raise ConfigError(f"cohort must be at least 1, not {self.cohort}")
+        if self.personas < 0:
+            raise ConfigError(f"personas must be 0 or more, not {self.personas}")
+        for key in ("local.sampling_rate", "local.clip", "local.step", "privacy.delta"):
+            if not 0 < self.value(key) <= (1 if key != "local.clip" else 1e6):
+                raise ConfigError(f"{key} must be in (0, 1], not {self.value(key)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+
+    def value(self, key: str) -> Any:
+        """Return the value of a dotted key."""
+        found: Any = self
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    @property
+    def participations(self) -> int:
+        """Return how often one device may answer: a device may be drawn in every round."""
+        return self.rounds
+
+    def noise_multiplier(self) -> Fraction:
+        """Return z, given or derived from the cap: the least z, in thousandths, whose rounds fit under it.
+
+        Raises ConfigError where a given z does not fit under a given epsilon.
+        """
+        z, epsilon = self.privacy.noise_multiplier, self.privacy.epsilon
+        if z is not None and z <= 0:
+            raise ConfigError("privacy.noise_multiplier must be above 0; for no noise say privacy.transport=off")
+        given = Fraction(str(z)) if z is not None else None
+        if epsilon is None:
+            return given if given is not None else Fraction(1)
+        least = _least_noise(epsilon, self.privacy.delta, self.participations)
+        if given is not None and given < least:
+            raise ConfigError(
+                f"privacy.noise_multiplier {z} over {self.participations} participations exceeds "
+                f"privacy.epsilon {epsilon} at delta {self.privacy.delta}: give {float(least)} or more"
+            )
+        return given if given is not None else least
+
+    def budget_rho(self) -> Fraction:
+        """Return what the policy lets a device spend: the cap's zCDP, or exactly what the rounds cost."""
+        if self.privacy.epsilon is not None:
+            return rho_for_epsilon(self.privacy.epsilon, self.privacy.delta)
+        return self.participations / (2 * self.noise_multiplier() ** 2)
+
+    def flat(self) -> dict[str, Any]:
+        """Return every key with its value, dotted."""
+        return _flat(dataclasses.asdict(self))
+
+    @property
+    def campaign(self) -> str:
+        """Return the campaign's id: equal for equal configurations, whatever the machine or number of workers."""
+        parts = {k: "" if v is None else str(v) for k, v in self.flat().items() if k not in ("workers", "engine")}
+        return "sim-" + sha256_hex(canonical_json(parts))[:16]
+
+
+def load_config(path: Path | None, settings: Sequence[str]) -> RunConfig:
+    """Return the configuration of a TOML file (or the defaults) with `key=value` settings on top.
+
+    Raises ConfigError that names the key, for unknown keys, wrong types and values that cannot be.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set takes key=value, not {setting!r}")
+        _put(tree, key.strip(), _parsed(text.strip()))
+    return _build(RunConfig, tree, "")
+
+
+def _least_noise(epsilon: float, delta: float, participations: int) -> Fraction:
+    rho = rho_for_epsilon(epsilon, delta) / participations
+    thousandths = int((Fraction(1, 2) / rho * 1000**2) ** Fraction(1, 2)) if rho else 0
+    z = Fraction(max(thousandths, 1), 1000)
+    while 1 / (2 * z**2) > rho:
+        z += Fraction(1, 1000)
+    return z
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *folders, last = key.split(".")
+    for folder in folders:
+        tree = tree.setdefault(folder, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key}: {folder} holds a value, not settings")
+    tree[last] = value
+
+
+def _build(kind: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(tree) - set(hints))
+    if unknown:
+        raise ConfigError(f"unknown key {prefix}{unknown[0]}; known: {', '.join(prefix + name for name in hints)}")
+    values = {name: _value(hints[name], value, prefix + name) for name, value in tree.items()}
+    return kind(**values)
+
+
+def _value(kind: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} is a group of settings, not a value")
+        return _build(kind, value, f"{key}.")
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        wanted = " or ".join(k.__name__ for k in kinds if k is not type(None))
+        raise ConfigError(f"{key} must be {wanted}, not {value!r}")
+    return value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key} must be one of {', '.join(allowed)}, not {value!r}")

@@ -1,0 +1,222 @@
+"""The local engine: the device and server state machines in a few processes, one frozen base model in each.
+
+    people -> hosts (scrub, encode) -> campaign: query -> devices -> sum -> step, round by round -> signed release
+
+Beside the campaign runs, if asked for, the same campaign without noise: it is shown for comparison, stays under
+`checkpoints/`, has a ledger of its own and is never released.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy.adapter import AdapterLayout, Basis
+from privacy.answer import noise_of_mean
+from privacy.errors import CohortTooSmall, ConfideError, ConfigError
+from privacy.ledger import Ledger
+from privacy.policy import Policy
+from privacy.query import Limits
+from privacy.wire import Answer, decode
+from server.campaign import Asked, Campaign, CampaignPlan, RoundSum
+from server.optimizer import FedAvg
+from simulation.config import RunConfig
+from simulation.host import HostPool
+from simulation.progress import Progress
+from simulation.report_schema import Round
+from simulation.state import state_sha256
+
+Vector = NDArray[np.float64]
+MIN_COHORT = 16
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What all rounds share: who takes part, the hosts they live on, the layout, and the campaign."""
+
+    config: RunConfig
+    pool: HostPool
+    campaign: Campaign
+    without_noise: Campaign | None
+    layout: AdapterLayout
+    progress: Progress
+
+
+def policy_of(config: RunConfig, basis: Basis, cohort: int, signer: str, replayed: bool) -> Policy:
+    """Return the policy that every simulated device holds the campaign to."""
+    return Policy(
+        federation=config.federation,
+        purposes=("train.global", "train.persona"),
+        min_noise_multiplier=config.noise_multiplier(),
+        max_clip_norm=Fraction(str(config.local.clip)),
+        min_invited=min(cohort, MIN_COHORT) if config.privacy.transport == "off" else MIN_COHORT,
+        min_survivor_fraction=Fraction(2, 3),
+        max_participations=config.participations,
+        budget_rho=config.budget_rho(),
+        max_dim=(basis.layout.dim + 1) * max(1, config.personas),
+        limits=Limits(config.local.own_tokens, config.local.steps),
+        basis_sha256=basis.sha256,
+        release_signer=signer,
+        allow_replayed_noise=replayed,
+        allow_unprotected=config.privacy.transport == "off",
+    )
+
+
+def plan_of(config: RunConfig, basis: Basis, cohort: int, policy: Policy, replayed: bool) -> CampaignPlan:
+    """Return the campaign's plan from its configuration."""
+    return CampaignPlan(
+        federation=config.federation,
+        campaign=config.campaign,
+        rounds=config.rounds,
+        cohort=cohort,
+        personas=config.personas,
+        slot_dim=basis.layout.dim,
+        clip_norm=Fraction(str(config.local.clip)),
+        noise_multiplier=config.noise_multiplier(),
+        transport=config.privacy.transport,
+        limits=policy.limits,
+        optimizer=FedAvg(config.server.learning_rate, config.server.momentum),
+        basis_sha256=basis.sha256,
+        policy_sha256=policy.sha256,
+        seed=config.seed,
+        replayed_noise=replayed,
+    )
+
+
+def open_campaign(
+    plan: CampaignPlan, folder: Path, ledger: Ledger, users: Sequence[str], layout: AdapterLayout
+) -> Campaign:
+    """Return the campaign in `folder`, begun or gone on with."""
+    return Campaign(plan, folder, ledger, users, lambda slots: state_sha256(plan.basis_sha256, layout, slots))
+
+
+def shadow_of(plan: CampaignPlan) -> CampaignPlan:
+    """Return the same plan without noise, under another name: for comparison only."""
+    return replace(plan, campaign=f"{plan.campaign}-without-noise", transport="off")
+
+
+def run_rounds(federation: Federation) -> list[Round]:
+    """Run what is left of the campaign and return a row for every round run here.
+
+    Raises CohortTooSmall when a round failed in all its attempts.
+    """
+    campaign, shadow, rows = federation.campaign, federation.without_noise, []
+    while not campaign.finished or not (shadow is None or shadow.finished):
+        number = min(len(c.sums) for c in (campaign, shadow) if c is not None)
+        if len(campaign.sums) == number and not campaign.finished:
+            rows.append(_round(federation))
+        if shadow is not None and len(shadow.sums) == number:
+            _round_without_noise(federation, shadow)
+    return rows
+
+
+def _round(federation: Federation) -> Round:
+    """Run one round with its devices and return its row."""
+    started = time.monotonic()
+    campaign = federation.campaign
+    while True:
+        asked = campaign.ask()
+        label = f"round {asked.query.round + 1} of {campaign.plan.rounds}"
+        answers, updates = _collect(federation, asked, label)
+        arrived = _arrived(federation.config, asked, answers)
+        try:
+            result = campaign.take(asked, arrived)
+            break
+        except CohortTooSmall as error:
+            federation.progress.note(f"{label}: {error}; a new attempt with new noise")
+    return _row(result, updates, len(answers), time.monotonic() - started)
+
+
+def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str, Answer], dict[str, Vector]]:
+    """Return every device's answer, and the researcher's view of the updates behind them."""
+    answers: dict[str, Answer] = {}
+    refused: dict[str, str] = {}
+    call = ("ask", (asked.query_bytes, asked.slots, asked.query.release_sha256))
+    with federation.progress.task(label, len(asked.invited)) as step:
+
+        def done(user: str, data: bytes) -> None:
+            message = decode(data)
+            if isinstance(message, Answer):
+                answers[user] = message
+            else:
+                refused[user] = message.code
+            step()
+
+        federation.pool.run([(user, (call[0], (user, *call[1]))) for user in asked.invited], done)
+    if refused and not answers:
+        raise ConfideError(f"every device refused: {sorted(set(refused.values()))[0]}")
+    updates: dict[str, Vector] = {}
+    number = asked.query.round
+
+    def keep(user: str, seen: tuple[int, Vector] | None) -> None:
+        if seen is not None and seen[0] == number:
+            updates[user] = seen[1]
+
+    federation.pool.run([(user, ("observe", (user,))) for user in answers], keep)
+    return answers, updates
+
+
+def _arrived(config: RunConfig, asked: Asked, answers: dict[str, Answer]) -> list[Answer]:
+    """Return the answers that arrive: a dropped device has trained, paid its budget and sent; its answer is lost."""
+    rng = np.random.default_rng([config.seed, 3, asked.query.round, asked.query.attempt])
+    lost = (
+        set(rng.choice(sorted(answers), int(config.dropout * len(asked.invited)), replace=False)) if answers else set()
+    )
+    return [answers[user] for user in sorted(answers) if user not in lost]
+
+
+def _round_without_noise(federation: Federation, shadow: Campaign) -> None:
+    asked = shadow.ask()
+    answers: list[Answer] = []
+    label = f"round {asked.query.round + 1} without noise, for comparison"
+    with federation.progress.task(label, len(asked.invited)) as step:
+
+        def done(_user: str, data: bytes) -> None:
+            message = decode(data)
+            if isinstance(message, Answer):
+                answers.append(message)
+            step()
+
+        calls = [(user, ("without_noise", (user, asked.query_bytes, asked.slots))) for user in asked.invited]
+        federation.pool.run(calls, done)
+    shadow.take(asked, sorted(answers, key=lambda answer: answer.device_id))
+
+
+def _row(result: RoundSum, updates: dict[str, Vector], answered: int, seconds: float) -> Round:
+    clip = float(result.query.clip_norm)
+    alpha, signal, clipped = _signal(list(updates.values()), clip)
+    noise = noise_of_mean(result.query, result.survivors) * float(np.sqrt(result.query.dim))
+    return Round(
+        round=result.query.round,
+        purpose=result.query.purpose,
+        invited=result.query.cohort.invited,
+        survivors=result.survivors,
+        clip_fraction=clipped,
+        snr=signal / noise if signal and noise else None,
+        noise_ratio=noise / signal if signal else None,
+        alpha=alpha,
+        seconds=seconds,
+    )
+
+
+def _signal(updates: Sequence[Vector], clip: float) -> tuple[float | None, float | None, float]:
+    """Return alpha (norm of the mean of unit updates), the norm of the mean of clipped updates, the share clipped."""
+    norms = [float(np.linalg.norm(u)) for u in updates]
+    moving = [(u, n) for u, n in zip(updates, norms, strict=True) if n > 0]
+    if not moving:
+        return None, None, 0.0
+    alpha = float(np.linalg.norm(np.mean([u / n for u, n in moving], axis=0)))
+    mean = float(np.linalg.norm(np.mean([u * min(1.0, clip / n) for u, n in moving], axis=0)))
+    return alpha, mean, sum(n > clip for n in norms) / len(norms)
+
+
+def require_cohort(people: int, needed: int, advice: Callable[[], Sequence[str]]) -> None:
+    """Raise ConfigError, with what would do, where there are fewer people than a query needs."""
+    if people < needed:
+        raise ConfigError(f"{people} people are too few, a query needs {needed}: " + "; ".join(advice()))

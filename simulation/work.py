@@ -1,0 +1,266 @@
+"""What a host does with its people: scrub, train, answer as devices, score the arms of the evaluation."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from numpy.typing import NDArray
+
+from client.agent import Device, Release, open_devices
+from client.documents import Document, Person, latest, shortened
+from client.learner import TextLearner, flat_cores
+from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
+from client.retrieve import TextIndex
+from client.train import CoreTraining, OwnTraining, load_own, train_own
+from privacy.adapter import Basis
+from privacy.answer import make_answer, slotted_update
+from privacy.noise import KeyStream, device_noise_key
+from privacy.policy import open_policy
+from privacy.query import Query
+from privacy.record import RecordCharge
+from simulation.host import HostSettings
+
+Vector = NDArray[np.float64]
+Tensors = dict[str, NDArray[np.float32]]
+Scores = dict[str, list[tuple[str, float, int]]]  # arm -> (document, nats, tokens)
+
+
+class ObservedLearner(TextLearner):
+    """A learner that remembers each person's last update, so that the run without noise need not train it twice."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen: dict[str, tuple[tuple[int, bytes], Vector]] = {}
+
+    def update(self, user: str, start: Mapping[str, NDArray[np.float32]], query: Query, seed: int) -> Vector:
+        """Return the update of `TextLearner.update`, from memory when the start and the round are the same."""
+        key = (query.round, self.layout.flatten(start).tobytes())
+        kept = self.seen.get(user)
+        if kept is None or kept[0] != key:
+            self.seen[user] = (key, super().update(user, start, query, seed))
+        return self.seen[user][1]
+
+
+class HostWork:
+    """One host's model, devices and people; every method may be called over the pipe."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        torch.set_num_threads(1)
+        config, local = settings.config, settings.config.local
+        self.config, self.folder, self._noise_root = config, Path(settings.run_folder), settings.noise_root
+        self.people: dict[str, Person] = {person.user: person for person in settings.people}
+        self.model = LanguageModel.load(settings.model_path, top_layers=config.adapter.layers)
+        self.model.attach(Basis.load(Path(settings.basis_file)))
+        self.model.add_own(config.own.rank, OwnTraining().modules)
+        training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip)
+        self.learner = ObservedLearner(self.model, training, local.max_document_tokens)
+        policy = open_policy(settings.policy_file, Ed25519PublicKey.from_public_bytes(settings.root_key))
+        keys = {user: Ed25519PrivateKey.from_private_bytes(raw) for user, raw in settings.device_keys.items()}
+        self.devices: dict[str, Device] = open_devices(
+            self.folder / "ledger" / "devices",
+            policy,
+            list(keys),
+            keys,
+            lambda user: device_noise_key(settings.noise_root, user),
+            self.learner,
+            self.folder / "checkpoints" / "answers",
+        )
+        self._tests: dict[str, list[Cached]] = {}
+
+    # -- before the first round -------------------------------------------------------------------------------------
+
+    def prepare(self, user: str) -> dict[str, Any]:
+        """Scrub and encode a person's history; return own tokens before and after, test tokens, and scrubbing's counts."""
+        person, report = self.people[user], None
+        local = self.config.local
+        enough = latest(person.history, self.config.rounds * local.own_tokens)  # a token is at most a word
+        history = tuple(shortened(document, 6 * local.max_document_tokens) for document in enough)
+        if self.config.scrub:
+            from client.scrub import scrub_person  # spaCy loads here, once
+
+            scrubbed, counts = scrub_person(Person(user, history))
+            history, report = scrubbed.history, counts
+        tokens = self.learner.add(user, history) if user in self.devices else 0
+        test = sum(cached.encoded.own_tokens for cached in self._test(user))
+        return {"tokens": tokens, "test_tokens": test, "scrub": report}
+
+    def probe(self, user: str) -> dict[str, float]:
+        """Run the start-up probes of `client.probe` on one person's documents; raises ModelError where one fails."""
+        from client.probe import probe_training
+
+        encoded = [self.model.encode(d, 64) for d in self.people[user].history[:6]]
+        documents = [self.model.prefix(e) for e in encoded if e.own_tokens]
+        return probe_training(self.model, documents, self.learner.training)
+
+    # -- rounds -----------------------------------------------------------------------------------------------------
+
+    def ask(self, user: str, query_bytes: bytes, slots: Vector, release_sha256: str) -> bytes:
+        """Return the device's wire message to a query: an answer or a refusal."""
+        release = Release(release_sha256, flat_cores(self.learner.layout, slots))
+        return self.devices[user].answer(query_bytes, release)
+
+    def observe(self, user: str) -> tuple[int, Vector] | None:
+        """Return the round and update of the device's last training, before clip and noise; None if it has not trained."""
+        kept = self.learner.seen.get(user)
+        return None if kept is None else (kept[0][0], kept[1])
+
+    def without_noise(self, user: str, query_bytes: bytes, slots: Vector) -> bytes:
+        """Return a person's answer to a query of transport `off`: same clip and rounding, no noise, no ledger.
+
+        For the comparison line of a simulation alone; no device of a federation has this method.
+        """
+        query = Query.from_bytes(query_bytes)
+        cores = flat_cores(self.learner.layout, slots)
+        slot = self._best_slot(user, cores, query)
+        seed = (
+            int(KeyStream(device_noise_key(self._noise_root, user), query.event_id(user)).candidates(0, 1)[0, 0]) >> 1
+        )
+        update = slotted_update(self.learner.update(user, cores[slot], query, seed), query, slot)
+        return make_answer(update, query, user, bytes(32)).encode()
+
+    def unscrubbed_update(self, user: str, query_bytes: bytes, start: Vector) -> Vector:
+        """Return the update of round 0 trained on the person's raw text: what scrubbing costs is measured with it."""
+        raw = TextLearner(self.model, self.learner.training, self.config.local.max_document_tokens)
+        raw.add(user, latest(self.people[user].history, self.config.local.own_tokens))
+        return raw.update(user, self.learner.layout.unflatten(start), Query.from_bytes(query_bytes), 0)
+
+    def scrubbed_update(self, user: str, query_bytes: bytes, start: Vector) -> Vector:
+        """Return the same update as `unscrubbed_update`, trained on the scrubbed text, with the same batches."""
+        query = Query.from_bytes(query_bytes)
+        return TextLearner.update(self.learner, user, self.learner.layout.unflatten(start), query, 0)
+
+    def _best_slot(self, user: str, cores: Sequence[Mapping[str, NDArray[np.float32]]], query: Query) -> int:
+        if len(cores) == 1:
+            return 0
+        return int(np.argmin([self.learner.loss(user, each, query) for each in cores]))
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def score(self, user: str, arms: Mapping[str, Vector]) -> Scores:
+        """Return the nats of the person's test documents under each flat core; every arm sees the same tokens."""
+        self.model.activate(GLOBAL)
+        scores: Scores = {}
+        for name, core in arms.items():
+            self.model.set_cores(self.learner.layout.unflatten(core))
+            scores[name] = self._scored(self._test(user), self._test(user))
+        return scores
+
+    def choose(self, user: str, candidates: Sequence[Vector]) -> int:
+        """Return the index of the flat core with the least loss on the person's own history (never on test text)."""
+        documents = [self.model.prefix(e) for e in self.learner._encoded.get(user, [])[:4]]
+        self.model.activate(GLOBAL)
+        losses = []
+        for core in candidates:
+            self.model.set_cores(self.learner.layout.unflatten(core))
+            losses.append(sum(float(n.double().sum()) for n in self.model.document_nats(documents)))
+        return int(np.argmin(losses))
+
+    def train_own(self, user: str, core: Vector, record: bool) -> tuple[Tensors, dict[str, Any] | None]:
+        """Train the person's own LoRA over the global core on raw text; with `record` under record-level privacy.
+
+        The record-level charge is written to the device's ledger, in its own unit, before its noise is drawn.
+        """
+        own = self.config.own
+        self.model.set_cores(self.learner.layout.unflatten(core))
+        settings = OwnTraining(
+            own.rank,
+            own.epochs,
+            own.learning_rate,
+            record_epsilon=own.record_epsilon if record else None,
+            record_delta=own.record_delta,
+        )
+        stream = KeyStream(device_noise_key(self._noise_root, user), bytes([int(record)]) * 32)
+        generator = torch.Generator().manual_seed(int(stream.candidates(0, 1)[0, 0]) >> 1)
+        tensors, privacy = train_own(self.model, self._own_documents(user), settings, generator, self._charge(user))
+        arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+        return arrays, None if privacy is None else {**vars(privacy), "clip_norm": settings.document_clip}
+
+    def score_person(self, user: str, core: Vector, own: Tensors, record: Tensors, wrong: Tensors) -> Scores:
+        """Return the nats of the arms that only some people have: own, own_record_dp, retrieval, all, wrong_person."""
+        self.model.set_cores(self.learner.layout.unflatten(core))
+        test, with_memory = self._test(user), self._with_memories(user)
+        self.model.activate(GLOBAL)
+        scores: Scores = {"retrieval": self._scored(with_memory, test)}
+        self.model.activate(GLOBAL, OWN)
+        for name, tensors, documents in (
+            ("own_record_dp", record, test),
+            ("wrong_person", wrong, test),
+            ("own", own, test),
+            ("all", own, with_memory),
+        ):
+            load_own(self.model, {key: torch.from_numpy(value) for key, value in tensors.items()})
+            scores[name] = self._scored(documents, test)
+        return scores
+
+    def peak_memory_bytes(self) -> int:
+        """Return the most memory that this process held."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _charge(self, user: str) -> Any:
+        def charge(noise_multiplier: float, sampling_rate: float, steps: int, clip_norm: float, delta: float) -> None:
+            body = RecordCharge("own_record_dp", noise_multiplier, sampling_rate, steps, clip_norm, delta).body()
+            ledger = self.devices[user].ledger
+            if body not in [dict(e.body) for e in ledger.entries() if e.kind == "RECORD_DP"]:
+                ledger.append("RECORD_DP", body)
+
+        return charge if user in self.devices else lambda *_: None
+
+    def _scored(self, documents: Sequence[Cached], named: Sequence[Cached]) -> list[tuple[str, float, int]]:
+        nats = self.model.document_nats(documents)
+        return [(d.encoded.document, float(n.double().sum()), len(n)) for d, n in zip(named, nats, strict=True)]
+
+    def _test(self, user: str) -> list[Cached]:
+        """Return the person's raw test documents, up to the limit of own tokens, each with its cached prefix."""
+        if user not in self._tests:
+            limit = self.config.evaluation.test_tokens
+            chosen = _up_to(self._encoded(self.people[user].test), limit)
+            self._tests[user] = [self.model.prefix(e) for e in chosen]
+        return self._tests[user]
+
+    def _own_documents(self, user: str) -> list[Cached]:
+        """Return the newest raw history documents up to the limit of own tokens, oldest first."""
+        encoded = self._encoded(self.people[user].history[::-1])
+        return [self.model.prefix(e) for e in _up_to(encoded, self.config.own.tokens)[::-1]]
+
+    def _encoded(self, documents: Sequence[Document]) -> list[Encoded]:
+        rows = (self.model.encode(d, self.config.local.max_document_tokens) for d in documents)
+        return [e for e in rows if e.own_tokens]
+
+    def _with_memories(self, user: str) -> list[Cached]:
+        """Return the test documents with what BM25 finds in the person's history for the words before the first target."""
+        settings = self.config.evaluation
+        index = TextIndex(self.people[user].history)
+        by_id = {d.id: d for d in self.people[user].test}
+        result = []
+        for cached in self._test(user):
+            query = opening(by_id[cached.encoded.document])
+            memories = index.search(query, settings.retrieved)
+            context = self.model.context_ids("\n\n".join(memories), settings.retrieved_tokens)
+            result.append(self.model.prefix(self.model.with_context(cached.encoded, context)))
+        return result
+
+
+def opening(document: Document) -> str:
+    """Return the text before the first target: all that may be known when the first own word is predicted."""
+    first = next(iter(document.target_ranges()), (len(document.text), 0))[0]
+    return document.text[:first]
+
+
+def _up_to(documents: Sequence[Encoded], own_tokens: int) -> list[Encoded]:
+    """Return the first documents whose own tokens sum to at most `own_tokens`, one at least."""
+    chosen: list[Encoded] = []
+    total = 0
+    for document in documents:
+        if chosen and total + document.own_tokens > own_tokens:
+            continue
+        chosen.append(document)
+        total += document.own_tokens
+    return chosen
