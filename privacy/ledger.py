@@ -150,7 +150,7 @@ class Ledger:
         elif not known.counts:
             raise LedgerError(f"event {event[:16]} was aborted; ask again with a new attempt")
         elif known.query.sha256 != query.sha256:
-            raise LedgerError(f"event {event[:16]} was reserved for the same question with another ledger head or policy")
+            raise LedgerError(f"event {event[:16]} was reserved under another ledger head or policy")
         return self._account.reservations[event]
 
     def commit(self, event: bytes, **facts: object) -> None:

@@ -172,7 +172,7 @@ def _is_charged(view: LedgerView | None, asked: Reservation) -> bool:
     if view is None:
         return False
     own = view.account.reservations.get(asked.query.event_id(str(view.genesis.get("owner"))).hex())
-    return own is not None and own.counts
+    return own is not None and own.counts and own.query.sha256 == asked.query.sha256
 
 
 def _place(reserved: Reservation) -> tuple[str, str, int, int, str]:

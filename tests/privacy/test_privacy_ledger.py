@@ -99,6 +99,16 @@ def test_another_query_in_the_same_place_is_refused(path: Path) -> None:
         assert ledger.spent_rho() == Fraction(1, 2) + Fraction(1, 8)
 
 
+def test_the_same_event_under_another_head_or_policy_is_refused(path: Path) -> None:
+    with Ledger(path, KEY) as ledger:
+        ledger.reserve(query(), "device-1")
+        for other in (replace(query(), ledger_head="9" * 64), replace(query(), policy_sha256="9" * 64)):
+            assert other.event_id("device-1") == query().event_id("device-1")
+            with pytest.raises(LedgerError, match="another ledger head or policy"):
+                ledger.reserve(other, "device-1")
+        assert ledger.spent_rho() == Fraction(1, 2)
+
+
 def test_an_abort_gives_back_and_ends_the_event(path: Path) -> None:
     event = query().event_id("device-1")
     with Ledger(path, KEY) as ledger:
