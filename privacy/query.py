@@ -226,7 +226,8 @@ class Query:
         """
         fields = parse_canonical(self.to_bytes())
         assert isinstance(fields, dict)
-        return sha256_hex(canonical_json({k: v for k, v in fields.items() if k not in ("ledger_head", "policy_sha256")}))
+        del fields["ledger_head"], fields["policy_sha256"]
+        return sha256_hex(canonical_json(fields))
 
     def event_id(self, device_id: str) -> bytes:
         """Return the 32 bytes that name this device's one answer to this query: one charge, one noise stream.
