@@ -9,20 +9,22 @@ a round counts from the moment its sum is on the disk, and a server killed at an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from privacy.account import FEDERATION
 from privacy.answer import sum_answers
-from privacy.canonical import sha256_hex
-from privacy.errors import CohortTooSmall, ConfigError, LedgerError
+from privacy.canonical import canonical_json, parse_canonical, sha256_hex
+from privacy.errors import CohortTooSmall, ConfigError, LedgerError, SignatureInvalid
 from privacy.files import write_atomic
 from privacy.fixedpoint import decode_mean
 from privacy.ledger import Ledger
@@ -114,14 +116,22 @@ class RoundSum:
 class Campaign:
     """Drives one plan over a folder and a ledger. `device_ids` is the directory; `release_hash` hashes a round's start.
 
+    With `keys`, an answer counts only if its device signed it; without (a comparison run in one process) none is checked.
+
     Raises LedgerError where the folder holds another campaign's sums.
     """
 
     def __init__(
-        self, plan: CampaignPlan, folder: Path, ledger: Ledger, device_ids: Sequence[str], release_hash: ReleaseHash
+        self,
+        plan: CampaignPlan,
+        folder: Path,
+        ledger: Ledger,
+        device_ids: Sequence[str],
+        release_hash: ReleaseHash,
+        keys: Mapping[str, Ed25519PublicKey] | None = None,
     ) -> None:
         self.plan, self.folder, self.ledger = plan, folder, ledger
-        self.directory = sorted(device_ids)
+        self.directory, self.keys = sorted(device_ids), dict(keys or {})
         self._release_hash = release_hash
         if plan.cohort > len(self.directory):
             raise ConfigError(f"a cohort of {plan.cohort} cannot be drawn from {len(self.directory)} devices")
@@ -173,16 +183,29 @@ class Campaign:
         noise (what devices have spent stays spent) until MAX_ATTEMPTS.
         """
         query = asked.query
+        genuine = sorted(filter(self._genuine, answers), key=lambda answer: answer.device_id)
         try:
-            total, survivors = sum_answers(query, answers)
+            total, _ = sum_answers(query, genuine)
         except CohortTooSmall:
             write_atomic(self._path(query.round, query.attempt, "lost"), b"")
             raise
-        self._flush(query, total, survivors)
-        result = self._decoded(query, total, survivors)
-        self._commit(result, total)
+        heads = {answer.device_id: answer.ledger_head for answer in genuine}
+        facts = {"sum": save_tensors({"total": total}).hex(), "heads": heads}
+        write_atomic(self._path(query.round, query.attempt, "sum"), canonical_json(facts))
+        result = self._committed(query, total, heads)
         self._take(result)
         return result
+
+    def _genuine(self, answer: Answer) -> bool:
+        """Return whether the answer is signed by its device's key in the directory; without keys, nothing is checked."""
+        key = self.keys.get(answer.device_id)
+        if key is None:
+            return not self.keys
+        try:
+            answer.verify(key)
+        except SignatureInvalid:
+            return False
+        return True
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -196,10 +219,8 @@ class Campaign:
             query = Query.from_bytes(self._path(number, attempt, "query").read_bytes())
             if query.campaign != self.plan.campaign or query.slot_dim != self.plan.slot_dim:
                 raise LedgerError(f"{path} belongs to another campaign")
-            tensors = load_tensors(path.read_bytes())
-            result = self._decoded(query, tensors["total"], int(tensors["survivors"][0]))
-            self._commit(result, tensors["total"])
-            yield result
+            facts: Any = parse_canonical(path.read_bytes())
+            yield self._committed(query, load_tensors(bytes.fromhex(facts["sum"]))["total"], facts["heads"])
 
     def _take(self, result: RoundSum) -> None:
         means, weights = result.query.split(result.mean)
@@ -251,14 +272,9 @@ class Campaign:
     def _path(self, number: int, attempt: int, kind: str) -> Path:
         return self.folder / f"round-{number:05d}-{attempt}.{kind}"
 
-    def _flush(self, query: Query, total: NDArray[np.int64], survivors: int) -> None:
-        tensors = {"total": total, "survivors": np.array([survivors], dtype=np.int64)}
-        write_atomic(self._path(query.round, query.attempt, "sum"), save_tensors(tensors))
-
-    def _decoded(self, query: Query, total: NDArray[np.int64], survivors: int) -> RoundSum:
-        return RoundSum(query, survivors, decode_mean(total, query.clip_norm, query.integer_clip, survivors))
-
-    def _commit(self, result: RoundSum, total: NDArray[np.int64]) -> None:
-        event = result.query.event_id(FEDERATION)
+    def _committed(self, query: Query, total: NDArray[np.int64], heads: Mapping[str, str]) -> RoundSum:
+        """Note a flushed sum in the ledger, once, with who is in it and which state of its ledger each of them signed."""
         digest = sha256_hex(total.astype("<i8").tobytes())
-        self.ledger.commit(event, survivors=result.survivors, sum_sha256=digest)
+        self.ledger.commit(query.event_id(FEDERATION), survivors=sorted(heads), heads=dict(heads), sum_sha256=digest)
+        mean = decode_mean(total, query.clip_norm, query.integer_clip, len(heads))
+        return RoundSum(query, len(heads), mean)

@@ -9,12 +9,13 @@ Beside the campaign runs, if asked for, the same campaign without noise: it is s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 
 from privacy.adapter import AdapterLayout, Basis
@@ -90,10 +91,15 @@ def plan_of(config: RunConfig, basis: Basis, cohort: int, policy: Policy, replay
 
 
 def open_campaign(
-    plan: CampaignPlan, folder: Path, ledger: Ledger, users: Sequence[str], layout: AdapterLayout
+    plan: CampaignPlan,
+    folder: Path,
+    ledger: Ledger,
+    users: Sequence[str],
+    layout: AdapterLayout,
+    keys: Mapping[str, Ed25519PublicKey] | None = None,
 ) -> Campaign:
-    """Return the campaign in `folder`, begun or gone on with."""
-    return Campaign(plan, folder, ledger, users, lambda slots: state_sha256(plan.basis_sha256, layout, slots))
+    """Return the campaign in `folder`, begun or gone on with; with `keys` answers must be signed, see `Campaign`."""
+    return Campaign(plan, folder, ledger, users, lambda slots: state_sha256(plan.basis_sha256, layout, slots), keys)
 
 
 def shadow_of(plan: CampaignPlan) -> CampaignPlan:

@@ -197,7 +197,8 @@ def _campaign(
         probes: dict[str, Any] = {}
         pool.run([(users[0], ("probe", (users[0],)))], probes.__setitem__)
     plan = plan_of(config, basis, config.cohort or len(users), policy, replay is not None)
-    campaign = open_campaign(plan, folder.checkpoints / "rounds", ledger, users, basis.layout)
+    keys = {user: key.public_key() for user, key in secrets.devices.items()}
+    campaign = open_campaign(plan, folder.checkpoints / "rounds", ledger, users, basis.layout, keys)
     shadow_ledger = Ledger(
         folder.checkpoints / "without-noise" / "ledger.jsonl",
         secrets.federation,
