@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from client.model import Cached, Encoded, LanguageModel, batches_by_length, padded
@@ -178,7 +179,12 @@ def _whiten(moments: Moments, settings: BasisSettings) -> tuple[NDArray[np.float
 def _scaled_directions(moment: NDArray[np.float64], settings: BasisSettings) -> NDArray[np.float32]:
     """Return the leading r eigenvectors as rows, each over the root of its damped eigenvalue; bfloat16 values."""
     d = len(moment)
-    values, vectors = eigh(moment, subset_by_index=[d - settings.rank, d - 1])
+    if d > 4 * settings.rank:  # Lanczos from a fixed start: a few eigenpairs of a large matrix, the same ones each time
+        values, vectors = eigsh(moment, k=settings.rank, v0=np.ones(d))
+        order = np.argsort(values)
+        values, vectors = values[order], vectors[:, order]
+    else:
+        values, vectors = eigh(moment, subset_by_index=[d - settings.rank, d - 1])
     damped = np.maximum(values, 0) + settings.damping * np.trace(moment) / d
     signs = np.where(vectors[np.abs(vectors).argmax(0), np.arange(settings.rank)] < 0, -1.0, 1.0)
     rows = (vectors * signs / np.sqrt(damped)).T[::-1]

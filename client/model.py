@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from client.documents import Document
+from client.token_loss import token_nats
 from privacy.adapter import AdapterLayout, Basis, Cores
 from privacy.errors import ModelError
 
@@ -80,53 +80,6 @@ class CoreA(nn.Sequential):
         return core.weight @ basis.weight
 
 
-class _TokenNats(torch.autograd.Function):
-    """Nats per row of hidden states [N, width] for labels [N]; logits are float32, never kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Tensor, head32: Tensor, rows: int) -> Tensor:
-        losses, gradients = [], []
-        for start in range(0, len(labels), rows):
-            h, y = hidden[start : start + rows], labels[start : start + rows, None]
-            with _exact_products(head.dtype):
-                logits = F.linear(h.float(), head32)
-            picked = logits.gather(1, y)[:, 0]
-            top = logits.amax(1, keepdim=True)
-            logits.sub_(top).exp_()
-            total = logits.sum(1, keepdim=True)
-            losses.append(total.log()[:, 0] + top[:, 0] - picked)
-            if ctx.needs_input_grad[0]:
-                logits.div_(total).scatter_add_(1, y, logits.new_full(y.shape, -1.0))
-                gradients.append(logits.to(head.dtype) @ head)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None].to(gradient.dtype), None, None, None, None
-
-
-@contextmanager
-def _exact_products(weights: torch.dtype) -> Iterator[None]:
-    """Multiply bfloat16-valued float32 matrices in bfloat16 units with float32 sums and results: exact, twice as fast.
-
-    Both factors hold bfloat16 values, so narrowing them inside the product loses nothing; the products are summed and
-    returned in float32.
-    """
-    if weights != torch.bfloat16:
-        yield
-        return
-    backend: Any = torch.backends.mkldnn
-    before = backend.matmul.fp32_precision
-    backend.matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        backend.matmul.fp32_precision = before
-
-
 class LanguageModel:
     """A causal language model with shared cores and an own adapter over its top layers.
 
@@ -164,7 +117,8 @@ class LanguageModel:
             raise ModelError(
                 f"cannot load a causal language model from {path}: {str(error).splitlines()[0]}"
             ) from error
-        return cls(net.to(device), tokenizer, top_layers, str(path))
+        net = nn.Module.to(net, device)  # what transformers decorates `to` with loses its types
+        return cls(net, tokenizer, top_layers, str(path))
 
     # -- text to tokens -------------------------------------------------------------------------------------------
 
@@ -224,9 +178,7 @@ class LanguageModel:
 
     def nats(self, states: Tensor, labels: Tensor, rows: int = 256) -> Tensor:
         """Return -ln p(label) for each hidden state: states [N, width], labels [N], float32 [N]."""
-        result = _TokenNats.apply(states, labels, self.head, self.head32, rows)
-        assert isinstance(result, Tensor)
-        return result
+        return token_nats(states, labels, self.head, self.head32, rows)
 
     @torch.no_grad()
     def document_nats(self, documents: Sequence[Cached], batch_tokens: int = 2048) -> list[Tensor]:
@@ -248,7 +200,7 @@ class LanguageModel:
         Raises ModelError where the basis names modules that the model lacks, or that lie below the first adapted layer.
         """
         if self.peft is not None:
-            self.peft.base_model.unload()
+            self._tuner().unload()
         self._check_sites(basis)
         ranks = {site.module: site.rank for site in basis.layout.sites}
         rank = next(iter(ranks.values()))
@@ -280,9 +232,8 @@ class LanguageModel:
 
     def activate(self, *adapters: str) -> None:
         """Switch on the named adapters, all others off; everything frozen."""
-        assert self.peft is not None
-        self.peft.base_model.set_adapter(list(adapters))
-        self.peft.requires_grad_(False)
+        self._tuner().set_adapter(list(adapters))
+        self.net.requires_grad_(False)
 
     def set_cores(self, cores: Cores) -> None:
         """Copy cores (module -> R [r, r]) into the adapter `global`."""
@@ -304,17 +255,19 @@ class LanguageModel:
         modules = {}
         for name, module in self.net.named_modules():
             base = getattr(module, "base_layer", module)
-            if (
-                isinstance(base, nn.Linear)
-                and name.startswith(stem)
-                and not name.endswith(".base_layer")
-                and ".lora_" not in name
-            ):
-                if int(name[len(stem) :].split(".", 1)[0]) >= self.first:
-                    modules[name] = base
+            inside_peft = name.endswith(".base_layer") or ".lora_" in name
+            if not isinstance(base, nn.Linear) or not name.startswith(stem) or inside_peft:
+                continue
+            if int(name[len(stem) :].split(".", 1)[0]) >= self.first:
+                modules[name] = base
         return modules
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _tuner(self) -> Any:
+        """Return PEFT's wrapper around the layers, which switches and removes adapters."""
+        assert self.peft is not None
+        return self.peft.base_model
 
     @contextmanager
     def _only_layers(self, start: int, end: int, norm: bool = True) -> Iterator[None]:
@@ -385,7 +338,7 @@ def padded(documents: Sequence[Cached]) -> Rows:
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Return indices in batches of like length whose padded size stays within `batch_tokens` (one document at least)."""
+    """Return indices in batches of like length, each of one document or of at most `batch_tokens` with its padding."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:

@@ -50,12 +50,12 @@ class PrivacyConfig:
 class LocalConfig:
     """A device's work in a round; see `client.train.CoreTraining`. `clip` bounds the whole answer."""
 
-    own_tokens: int = 512
+    own_tokens: int = 256
     steps: int = 2
-    step: float = 0.1
+    step: float = 0.05
     sampling_rate: float = 0.5
     document_clip: float = 1.0
-    clip: float = 0.1
+    clip: float = 0.08
     max_document_tokens: int = 256
 
 
@@ -63,7 +63,7 @@ class LocalConfig:
 class ServerConfig:
     """The step on the mean: FedAvg, with momentum FedAvgM."""
 
-    learning_rate: float = 1.0
+    learning_rate: float = 2.5
     momentum: float = 0.0
 
 
@@ -72,7 +72,7 @@ class OwnConfig:
     """The own adapters of the evaluation: for how many people, from how much of their text."""
 
     people: int = 16
-    tokens: int = 2048
+    tokens: int = 768
     rank: int = 8
     epochs: int = 2
     learning_rate: float = 1e-3
@@ -84,7 +84,7 @@ class OwnConfig:
 class EvaluationConfig:
     """`test_tokens` own tokens a person at most; `held_out` people take no part and are scored alone."""
 
-    test_tokens: int = 256
+    test_tokens: int = 128
     held_out: int = 0
     retrieved: int = 2
     retrieved_tokens: int = 192
@@ -95,7 +95,7 @@ class RunConfig:
     """Everything that defines a run; equal configurations on equal people are equal campaigns."""
 
     people: str = "chitchat"
-    max_people: int = 128
+    max_people: int = 160
     model: str = "smollm2-135m"
     rounds: int = 2
     cohort: int | None = None
