@@ -1,6 +1,6 @@
 """One person's device: text, policy, ledger and keys; it answers queries, or refuses with a code and nothing else.
 
-    query bytes -> form, policy, release -> RESERVE on the disk -> local training -> clip, noise, sign -> stored -> COMMIT
+    query -> form, policy, release -> RESERVE on the disk -> local training -> clip, noise, sign -> stored -> COMMIT
 
 Everything that leaves is a `privacy.wire` message. An answer is stored before it is handed over, and handed over again
 byte for byte when the same question comes again, so that no second noise is ever drawn for one charge.
@@ -52,7 +52,7 @@ class Release:
 
 
 class Device:
-    """A device of one federation. `home` holds its ledger's answers; `ledger` is open for as long as the device lives."""
+    """A device of one federation. `home` holds the answers it gave; `ledger` stays open while the device lives."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Device:
         return answer
 
     def _permit(self, query: Query, event: bytes, release: Release) -> None:
-        """Refuse what the policy does not grant. An event charged before (a crash came between) is not charged again."""
+        """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
         charged = {r.event: r for r in self.ledger.account.charged()}
         mine = charged.pop(event.hex(), None)
         spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)

@@ -111,7 +111,7 @@ def second_moments(
 ) -> dict[str, Moments]:
     """Return the sums over all real tokens of `texts` for every module; modules fed by one input share its moments."""
     cached = [model.prefix(text) for text in texts if text.own_tokens > 0]
-    sums = {name: Moments(*(torch.zeros(s) for s in _shapes(m))) for name, m in modules.items()}
+    sums = {name: _no_moments(module) for name, module in modules.items()}
     batches = batches_by_length([len(c.encoded.ids) for c in cached], 1024)
     for done, batch in enumerate(batches):
         _accumulate(model, modules, sums, [cached[i] for i in batch], settings)
@@ -120,8 +120,9 @@ def second_moments(
     return sums
 
 
-def _shapes(module: nn.Linear) -> tuple[tuple[int, ...], ...]:
-    return (module.in_features, module.in_features), (module.in_features,), (module.out_features, module.out_features)
+def _no_moments(module: nn.Linear) -> Moments:
+    d_in, d_out = module.in_features, module.out_features
+    return Moments(torch.zeros(d_in, d_in), torch.zeros(d_in), torch.zeros(d_out, d_out))
 
 
 def _accumulate(

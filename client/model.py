@@ -112,13 +112,12 @@ class LanguageModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            net = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+            net: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"cannot load a causal language model from {path}: {str(error).splitlines()[0]}"
             ) from error
-        net = nn.Module.to(net, device)  # what transformers decorates `to` with loses its types
-        return cls(net, tokenizer, top_layers, str(path))
+        return cls(net.to(device), tokenizer, top_layers, str(path))
 
     # -- text to tokens -------------------------------------------------------------------------------------------
 

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
 
 from client.model import GLOBAL, Cached, LanguageModel
-from client.train import CoreTraining, DocumentLoss, core_update, one_gradient, per_document_gradients, trainable
+from client.train import (
+    CoreTraining,
+    DocumentLoss,
+    core_parameters,
+    core_update,
+    one_gradient,
+    per_document_gradients,
+    trainable,
+)
 from privacy.errors import ModelError
 
 
@@ -36,7 +44,7 @@ def probe_training(model: LanguageModel, documents: Sequence[Cached], training: 
 def gradient_error(model: LanguageModel, documents: Sequence[Cached]) -> float:
     """Return max over documents of ||g_batch - g_alone|| / ||g_alone|| for the shared cores."""
     model.activate(GLOBAL)
-    parameters = [linear.weight for linear in model.cores().values()]
+    parameters = core_parameters(model)
     loss = DocumentLoss(model)
     with trainable(parameters):
         alone = [one_gradient(loss, document, parameters) for document in documents]

@@ -11,36 +11,7 @@ import numpy as np
 from client.documents import Document
 
 _WORD = re.compile(r"\w+", re.UNICODE)
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "be",
-        "for",
-        "i",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "of",
-        "on",
-        "or",
-        "so",
-        "that",
-        "the",
-        "this",
-        "to",
-        "was",
-        "we",
-        "what",
-        "with",
-        "you",
-        "your",
-    ]
-)
+STOP_WORDS = re.compile("a|an|and|are|be|for|i|in|is|it|me|my|of|on|or|so|that|the|this|to|was|we|what|with|you|your")
 
 
 class TextIndex:
@@ -54,7 +25,7 @@ class TextIndex:
             self._bm25.index(tokens, show_progress=False)
 
     def search(self, query: str, k: int) -> list[str]:
-        """Return the own texts of the k best documents, best last (nearest to what follows); the newest k if none match."""
+        """Return the own texts of the k best documents, best last, next to what follows; the newest if none match."""
         if not self._texts or k < 1:
             return []
         wanted = [word for word in words(query) if word in self._bm25.vocab_dict]
@@ -65,4 +36,4 @@ class TextIndex:
 
 def words(text: str) -> list[str]:
     """Return the lower-case words of a text without the commonest ones."""
-    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+    return [word for word in _WORD.findall(text.lower()) if not STOP_WORDS.fullmatch(word)]

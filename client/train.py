@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ class StepPlan:
 
 
 class NormalisedStep(torch.optim.Optimizer):
-    """Gradient steps of fixed length over all parameters together: p <- p - step g / ||g||; a zero gradient moves nothing."""
+    """Steps of fixed length over all parameters together: p <- p - step g / ||g||; a zero gradient moves nothing."""
 
     def __init__(self, params: Iterable[nn.Parameter], step: float) -> None:
         super().__init__(list(params), {"step": step})
@@ -133,7 +134,7 @@ def core_update(
     assert model.layout is not None
     model.set_cores(start)
     model.activate(GLOBAL)
-    parameters = [linear.weight for linear in model.cores().values()]
+    parameters = core_parameters(model)
     before = _flat(model)
     usable = [d for d in documents if d.encoded.own_tokens]
     if usable:
@@ -142,6 +143,11 @@ def core_update(
     after = _flat(model)
     model.set_cores(start)
     return after - before
+
+
+def core_parameters(model: LanguageModel) -> list[nn.Parameter]:
+    """Return the shared cores as parameters, in the layout's order."""
+    return [cast(nn.Parameter, linear.weight) for linear in model.cores().values()]
 
 
 def _flat(model: LanguageModel) -> NDArray[np.float64]:
