@@ -114,9 +114,9 @@ class RoundSum:
 
 
 class Campaign:
-    """Drives one plan over a folder and a ledger. `device_ids` is the directory; `release_hash` hashes a round's start.
+    """Drives one plan over a folder and a ledger; `device_ids` is the directory, `release_hash` hashes a round's start.
 
-    With `keys`, an answer counts only if its device signed it; without (a comparison run in one process) none is checked.
+    With `keys`, an answer counts only if its device signed it; without (a comparison in one process) none is checked.
 
     Raises LedgerError where the folder holds another campaign's sums.
     """
@@ -161,7 +161,7 @@ class Campaign:
         return [k for k, count in enumerate(self.state.persona_counts) if count >= floor]
 
     def ask(self) -> Asked:
-        """Return the next round's question, the stored one if a crash came after it was stored; reserved in the ledger."""
+        """Return the next round's question, reserved in the ledger; after a crash the very one that was stored."""
         number = len(self.sums)
         attempt = self._attempt(number)
         path = self._path(number, attempt, "query")
@@ -197,7 +197,7 @@ class Campaign:
         return result
 
     def _genuine(self, answer: Answer) -> bool:
-        """Return whether the answer is signed by its device's key in the directory; without keys, nothing is checked."""
+        """Return whether the device's key in the directory signed the answer; without keys, nothing is checked."""
         key = self.keys.get(answer.device_id)
         if key is None:
             return not self.keys
@@ -273,7 +273,7 @@ class Campaign:
         return self.folder / f"round-{number:05d}-{attempt}.{kind}"
 
     def _committed(self, query: Query, total: NDArray[np.int64], heads: Mapping[str, str]) -> RoundSum:
-        """Note a flushed sum in the ledger, once, with who is in it and which state of its ledger each of them signed."""
+        """Note a flushed sum in the ledger, once, with who is in it and which head of its own ledger each signed."""
         digest = sha256_hex(total.astype("<i8").tobytes())
         self.ledger.commit(query.event_id(FEDERATION), survivors=sorted(heads), heads=dict(heads), sum_sha256=digest)
         mean = decode_mean(total, query.clip_norm, query.integer_clip, len(heads))

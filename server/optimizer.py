@@ -12,7 +12,7 @@ from privacy.errors import ConfigError
 
 @dataclass(frozen=True)
 class FedAvg:
-    """w <- w + learning_rate * mean of the devices' updates (McMahan et al. 2017, arXiv:1602.05629, with a server rate).
+    """w <- w + learning_rate * mean of the devices' updates (McMahan et al. 2017, arXiv:1602.05629; with a rate).
 
     `momentum` > 0 makes it FedAvgM (Hsu et al. 2019, arXiv:1909.06335): v <- momentum v + mean, w <- w + rate v.
     """

@@ -35,7 +35,7 @@ class HostSettings:
 
 
 def host_main(connection: Connection, alive: Connection, settings: HostSettings) -> None:
-    """Serve calls until the pipe closes. Each call is (method, arguments); the reply ("ok", result) or ("error", line)."""
+    """Serve calls (method, arguments) until the pipe closes; each reply is ("ok", result) or ("error", line)."""
     threading.Thread(target=_die_with_parent, args=(alive,), daemon=True).start()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     host: Any = None
@@ -54,7 +54,7 @@ def host_main(connection: Connection, alive: Connection, settings: HostSettings)
             connection.send(("error", str(error)))
         except KeyboardInterrupt:
             return
-        except Exception as error:  # simulated people: the text of an error may be shown here
+        except Exception as error:  # noqa: BLE001 simulated people: the text of an error may be shown here
             connection.send(("error", f"{type(error).__name__}: {error}"))
 
 

@@ -1,4 +1,4 @@
-"""RUN/: one run's files. What must survive a crash is written before it is needed; what is secret closes with the run."""
+"""RUN/: one run's files. What must survive a crash is written before it is needed; secrets close with the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class RunSecrets:
-    """The keys of a run: the federation's, one a device, and the root from which simulated devices' noise keys follow."""
+    """The keys of a run: the federation's, one a device, and the root of the simulated devices' noise keys."""
 
     federation: Ed25519PrivateKey
     devices: dict[str, Ed25519PrivateKey]

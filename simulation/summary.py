@@ -95,9 +95,8 @@ def headline(arms: Mapping[str, Arm], queries: Sequence[Query], facts: Facts) ->
         return lines
     epsilon, server = (_at(claimed, key, HEADLINE_DELTA) for key in ("epsilon", "epsilon_server"))
     sybils = _at(claimed, "sybil_floor_epsilon", HEADLINE_DELTA)
-    lines.append(
-        f"global, epsilon {epsilon:.2f} at delta {HEADLINE_DELTA:g} per user (released): {_against_base(arms['global'])}"
-    )
+    claim = f"epsilon {epsilon:.2f} at delta {HEADLINE_DELTA:g} per user (released)"
+    lines.append(f"global, {claim}: {_against_base(arms['global'])}")
     lines.append(
         f"against the server itself: epsilon {server:.1f} of a single device's update until secure aggregation exists; "
         f"the Sybil floor (all other devices collude) is epsilon {sybils:.1f}"

@@ -76,7 +76,7 @@ class HostWork:
     # -- before the first round -------------------------------------------------------------------------------------
 
     def prepare(self, user: str) -> dict[str, Any]:
-        """Scrub and encode a person's history; return own tokens before and after, test tokens, and scrubbing's counts."""
+        """Scrub and encode a person's history; return own tokens, test tokens and what the scrubber counted."""
         person, report = self.people[user], None
         local = self.config.local
         enough = latest(person.history, self.config.rounds * local.own_tokens)  # a token is at most a word
@@ -106,7 +106,7 @@ class HostWork:
         return self.devices[user].answer(query_bytes, release)
 
     def observe(self, user: str) -> tuple[int, Vector] | None:
-        """Return the round and update of the device's last training, before clip and noise; None if it has not trained."""
+        """Return the round and update of the device's last training, before clip and noise; None if there is none."""
         kept = self.learner.seen.get(user)
         return None if kept is None else (kept[0][0], kept[1])
 
@@ -235,7 +235,7 @@ class HostWork:
         return [e for e in rows if e.own_tokens]
 
     def _with_memories(self, user: str) -> list[Cached]:
-        """Return the test documents with what BM25 finds in the person's history for the words before the first target."""
+        """Return the test documents behind what BM25 finds in the history for the words before the first target."""
         settings = self.config.evaluation
         index = TextIndex(self.people[user].history)
         by_id = {d.id: d for d in self.people[user].test}
