@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from client.model import GLOBAL, Cached, LanguageModel
 from client.train import (
     CoreTraining,
     DocumentLoss,
-    core_parameters,
     core_update,
     one_gradient,
     per_document_gradients,
@@ -29,6 +29,9 @@ def probe_training(model: LanguageModel, documents: Sequence[Cached], training: 
     alone (bfloat16 rounds differently in a batch: up to 5 %; float32: 0.1 %). `gain` and `noise_gain`: nats per token
     won on the training documents by the local steps, and by a random step of the same length.
     """
+    documents = [d for d in documents if d.encoded.own_tokens]
+    if not documents:
+        raise ModelError("no document with an own token to probe training on")
     error = gradient_error(model, documents)
     allowed = 0.05 if model.dtype == torch.bfloat16 else 1e-3
     if not error <= allowed:
@@ -44,17 +47,18 @@ def probe_training(model: LanguageModel, documents: Sequence[Cached], training: 
 def gradient_error(model: LanguageModel, documents: Sequence[Cached]) -> float:
     """Return max over documents of ||g_batch - g_alone|| / ||g_alone|| for the shared cores."""
     model.activate(GLOBAL)
-    parameters = core_parameters(model)
-    loss = DocumentLoss(model)
+    loss = DocumentLoss(model, model.cores().values())
+    parameters = list(loss.parameters())
     with trainable(parameters):
         alone = [one_gradient(loss, document, parameters) for document in documents]
-        wrapped = GradSampleModule(loss)
+        wrapped = GradSampleModule(loss.train())
         try:
             per_document_gradients(wrapped, documents)
             samples = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
             together = [torch.cat([s[i].flatten() for s in samples]) for i in range(len(documents))]
         finally:
             wrapped.to_standard_module()
+            loss.eval()
             for p in parameters:
                 p.grad = None
                 p.__dict__.pop("grad_sample", None)
@@ -62,10 +66,10 @@ def gradient_error(model: LanguageModel, documents: Sequence[Cached]) -> float:
 
 
 def gains(model: LanguageModel, documents: Sequence[Cached], training: CoreTraining) -> tuple[float, float]:
-    """Return the nats per token won by the local steps, and by a random step of the same length."""
+    """Return the nats per token won by the local steps on all documents, and by a random step of the same length."""
     assert model.layout is not None
-    zero = model.layout.zero_cores()
-    update = core_update(model, documents, zero, training, torch.Generator().manual_seed(0))
+    zero, everything = model.layout.zero_cores(), replace(training, sampling_rate=1.0)
+    update = core_update(model, documents, zero, everything, torch.Generator().manual_seed(0))
     random = np.random.default_rng(0).standard_normal(update.size)
     random *= np.linalg.norm(update) / np.linalg.norm(random)
     before = _loss(model, documents, np.zeros_like(update))

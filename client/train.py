@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -97,8 +96,8 @@ class NormalisedStep(torch.optim.Optimizer):
         for group in self.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-            if norm > 0.0:
-                for p in group["params"]:
+            for p in group["params"]:
+                if norm > 0.0 and p.grad is not None:
                     p.add_(p.grad, alpha=-group["step"] / norm)
 
 
@@ -106,12 +105,13 @@ class DocumentLoss(nn.Module):
     """Mean nats per own token of each document: documents -> float32 [B].
 
     The mean is over the document's own tokens and nobody else's, so a document's gradient does not depend on the rest
-    of its batch (Opacus' sensitivity argument needs that; a batch-wide token mean breaks it).
+    of its batch (Opacus' sensitivity argument needs that; a batch-wide token mean breaks it). Only the `trained`
+    modules are registered: Opacus hooks them wherever the model calls them, and need not walk the frozen rest.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, trained: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.inner = model.inner  # registers the adapters' parameters with Opacus
+        self.trained = nn.ModuleList(trained)
         object.__setattr__(self, "model", model)
 
     def forward(self, hidden: Tensor, row: Tensor, column: Tensor, labels: Tensor) -> Tensor:
@@ -134,20 +134,15 @@ def core_update(
     assert model.layout is not None
     model.set_cores(start)
     model.activate(GLOBAL)
-    parameters = core_parameters(model)
+    loss = DocumentLoss(model, model.cores().values())
     before = _flat(model)
     usable = [d for d in documents if d.encoded.own_tokens]
     if usable:
         plan = StepPlan(settings.steps, settings.sampling_rate, settings.document_clip, settings.noise_multiplier)
-        _private_steps(DocumentLoss(model), NormalisedStep(parameters, settings.step), usable, plan, generator)
+        _private_steps(loss, NormalisedStep(loss.parameters(), settings.step), usable, plan, generator)
     after = _flat(model)
     model.set_cores(start)
     return after - before
-
-
-def core_parameters(model: LanguageModel) -> list[nn.Parameter]:
-    """Return the shared cores as parameters, in the layout's order."""
-    return [cast(nn.Parameter, linear.weight) for linear in model.cores().values()]
 
 
 def _flat(model: LanguageModel) -> NDArray[np.float64]:
@@ -170,11 +165,12 @@ def _private_steps(
     classic failure here.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    batches = max(1, round(1 / plan.sampling_rate))
     with trainable(parameters), _quiet():
         engine = PrivacyEngine(accountant="rdp")
         loader = DataLoader(
             TensorDataset(torch.arange(len(documents))),
-            batch_size=math.ceil(len(documents) * plan.sampling_rate),
+            batch_size=-(-len(documents) // batches),
             generator=generator,
         )
         wrapped, dp, sampler = engine.make_private(
@@ -184,8 +180,10 @@ def _private_steps(
             noise_multiplier=plan.noise_multiplier,
             max_grad_norm=plan.document_clip,
             poisson_sampling=True,
-            noise_generator=generator,
+            noise_generator=_on_device(generator, parameters[0].device),
         )
+        # Opacus rounds n times 1/n down, to 0 for n = 49; the number only scales the gradient, noise included.
+        dp.expected_batch_size = max(1, dp.expected_batch_size)
         try:
             for batch in _repeat(sampler, plan.steps):
                 _logical_step(wrapped, dp, [documents[i] for i in batch], plan.batch_tokens)
@@ -193,6 +191,14 @@ def _private_steps(
             _unwrap(wrapped, parameters)
             loss.eval()
     return engine
+
+
+def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Return `generator`, or one seeded from it where the noise must be drawn on another device."""
+    if generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _logical_step(wrapped: GradSampleModule, dp: DPOptimizer, documents: list[Cached], batch_tokens: int) -> None:
@@ -261,17 +267,22 @@ def train_own(
     the mechanism's figures before the first noise is drawn.
     """
     model.activate(GLOBAL, OWN)
-    parameters = list(own_tensors(model).values())
+    loss = DocumentLoss(model, own_modules(model))
     reset_own(model, generator)
     usable = [d for d in documents if d.encoded.own_tokens]
     steps = settings.epochs * max(1, math.ceil(len(usable) / settings.batch_documents))
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     privacy = None
     if usable and settings.record_epsilon is not None:
-        privacy = _train_with_record_privacy(DocumentLoss(model), optimizer, usable, settings, generator, charge)
+        privacy = _train_with_record_privacy(loss, optimizer, usable, settings, generator, charge)
     elif usable:
-        _train_plainly(DocumentLoss(model), optimizer, usable, settings, steps, generator)
+        _train_plainly(loss, optimizer, usable, settings, steps, generator)
     return {name: p.detach().clone() for name, p in own_tensors(model).items()}, privacy
+
+
+def own_modules(model: LanguageModel) -> list[nn.Module]:
+    """Return the linear halves of the adapter `own`, A and B of every module in turn."""
+    return [m for n, m in model.net.named_modules() if n.endswith((f".lora_A.{OWN}", f".lora_B.{OWN}"))]
 
 
 def own_tensors(model: LanguageModel) -> dict[str, nn.Parameter]:
