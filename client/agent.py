@@ -8,6 +8,7 @@ byte for byte when the same question comes again, so that no second noise is eve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,15 @@ from numpy.typing import NDArray
 from privacy.adapter import AdapterLayout, Cores
 from privacy.answer import make_answer, slotted_update
 from privacy.canonical import sha256_hex
-from privacy.errors import ConfideError, PolicyRefused
+from privacy.errors import PolicyRefused
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
 from privacy.policy import Policy
 from privacy.query import Query
 from privacy.wire import Refusal, RefusalCode, decode
+
+logger = logging.getLogger(__name__)
 
 
 class Learner(Protocol):
@@ -77,14 +80,15 @@ class Device:
             return self._answer(Query.from_bytes(query_bytes), release)
         except PolicyRefused as refused:
             return Refusal(query_sha256, self.device_id, RefusalCode(refused.code)).encode()
-        except (ConfideError, OSError):
+        except Exception as error:  # noqa: BLE001 - an error's text may hold the person's; its kind is all that is kept
+            logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
             return Refusal(query_sha256, self.device_id, RefusalCode.UNABLE).encode()
 
     def _answer(self, query: Query, release: Release) -> bytes:
         event = query.event_id(self.device_id)
         stored = self.home / f"{event.hex()}.answer"
         if stored.exists():
-            return self._again(stored.read_bytes(), query)
+            return self._again(stored.read_bytes(), query, event)
         self._permit(query, event, release)
         self.ledger.reserve(query, self.device_id)
         update = self._local_update(query, event, release.slots)
@@ -93,11 +97,11 @@ class Device:
         self.ledger.commit(event)
         return answer.encode()
 
-    @staticmethod
-    def _again(answer: bytes, query: Query) -> bytes:
+    def _again(self, answer: bytes, query: Query, event: bytes) -> bytes:
         """Return the stored answer if it was made for exactly this query; one event is answered to one query only."""
         if decode(answer).query_sha256 != query.sha256:
             raise PolicyRefused(RefusalCode.STALE)
+        self.ledger.commit(event)  # a crash may have come between answer and COMMIT
         return answer
 
     def _permit(self, query: Query, event: bytes, release: Release) -> None:

@@ -154,6 +154,9 @@ def _accumulate(
         return hook
 
     handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
+    if not rows.hidden.is_floating_point():  # nothing is cached: gradients begin where ids become vectors
+        embed = model.net.get_input_embeddings()
+        handles.append(embed.register_forward_hook(lambda _module, _args, output: output.requires_grad_()))
     try:
         with torch.enable_grad():
             hidden = rows.hidden.detach().requires_grad_(rows.hidden.is_floating_point())

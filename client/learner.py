@@ -33,7 +33,8 @@ class TextLearner:
         return self.model.layout
 
     def add(self, user: str, documents: Sequence[Document]) -> int:
-        """Take a person's (scrubbed) documents for shared training and return their number of own tokens."""
+        """Take a person's (scrubbed) documents, in place of earlier ones, and return their number of own tokens."""
+        self.forget(user)
         encoded = [self.model.encode(d, self.max_document_tokens) for d in documents]
         self._encoded[user] = [e for e in encoded if e.own_tokens]
         return sum(e.own_tokens for e in encoded)

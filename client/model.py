@@ -220,7 +220,7 @@ class LanguageModel:
     def add_own(self, rank: int, modules: Sequence[str]) -> None:
         """Add an untrained LoRA `own` of `rank` on the named modules ("q_proj", …) of the adapted layers."""
         assert self.peft is not None
-        names = [n for n, m in self.net.named_modules() if hasattr(m, "base_layer") and n.rsplit(".", 1)[-1] in modules]
+        names = [name for name in self.linear_modules() if name.rsplit(".", 1)[-1] in modules]
         if not names:
             raise ModelError(f"the adapted layers have none of the modules {', '.join(modules)}")
         config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")

@@ -34,7 +34,7 @@ class _TokenNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Tensor, head32: Tensor, rows: int) -> Tensor:
         losses, gradients = [], []
-        for start in range(0, len(labels), rows):
+        for start in range(0, max(1, len(labels)), rows):
             h, y = hidden[start : start + rows], labels[start : start + rows, None]
             with _exact_products(head.dtype):
                 logits = F.linear(h.float(), head32)
