@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 
@@ -40,17 +41,40 @@ def make_answer(update: NDArray[np.float64], query: Query, device_id: str, noise
         y = clip(update) in integers, sum y_j^2 <= S^2   +   N_Z(0, sigma^2) [dim]   (mod 2^32)
 
     Pure: the caller has checked the policy and written the charge to its ledger before, and answers an event once. The
-    noise is fixed by `noise_key` and the event, not by the update, so a second, different update under one event would
-    show the difference of the two without noise: store the answer, and send the same bytes if asked again. Transport
-    `off` adds no noise. Raises EncodingError for an update that cannot be encoded; it is then not answered at all.
+    noise is fixed by `noise_key`, the event and the integers (`answer_stream`): the same update gives the same bytes, a
+    different one fresh noise and so a second rho, which nobody charges here. Hence store the answer, and send the same
+    bytes if asked again. Transport `off` adds no noise. Raises EncodingError for an update that cannot be encoded; it
+    is then not answered at all.
     """
     if np.shape(update) != (query.dim,):
         raise EncodingError(f"the query asks for {query.dim} numbers, the update has shape {np.shape(update)}")
     integers = encode(update, query.clip_norm, query.integer_clip)
     if query.transport != "off":
-        stream = KeyStream(noise_key, query.event_id(device_id))
+        stream = answer_stream(noise_key, query.event_id(device_id), integers)
         integers += discrete_gaussian(query.sigma, query.dim, stream)
     return Answer(query.sha256, device_id, to_ring(integers))
+
+
+def answer_stream(noise_key: bytes, event_id: bytes, integers: NDArray[np.int64]) -> KeyStream:
+    """Return the random words of the noise that covers x = `integers`, int64 [dim], clipped and rounded, in one event.
+
+        KeyStream(noise_key, H("confide/answer-noise/1" | 0x00 | event | H(x as little-endian int64))),  H = SHA-256
+
+    Noise made from what it covers, as RFC 6979 makes nonces and SIV (Rogaway, Shrimpton 2006) makes initial vectors:
+    repeated work gives the same bytes, and no state that is lost or rolled back makes one noise cover two updates.
+
+    Why this is the mechanism x + N_Z(0, sigma^2) all the same. rho bounds, for each fixed pair of inputs, how far the
+    two distributions of the output lie apart. For each fixed x the words are a pseudorandom function (HKDF-SHA256, then
+    AES-256-CTR) of the secret key at one point: to everybody without the key they look uniform and independent of x and
+    of all that is public, also where the server knows or chooses x. Different x or events are different points, as
+    SHA-256 has no known collision, so their noises look independent of each other, and rho adds up as usual. That x
+    rests on the same key through its training batches changes nothing: these are drawn at a point of their own.
+
+    Fails for who knows the key: a guess of x can be checked exactly. An event answered for two different x costs 2 rho,
+    and that the bytes differ or do not tells whether x did: a bit that no noise covers.
+    """
+    digest = hashlib.sha256(integers.astype("<i8").tobytes()).digest()
+    return KeyStream(noise_key, hashlib.sha256(b"confide/answer-noise/1\x00" + event_id + digest).digest())
 
 
 def sum_answers(query: Query, answers: Iterable[Answer]) -> tuple[NDArray[np.int64], int]:

@@ -4,7 +4,7 @@
 
 A RESERVE without ABORT counts as spent, so that a crash may waste budget and never leak it. Epsilon is never stored:
 a RESERVE holds the whole query, and whoever reads recomputes. One file per owner (each device, the federation), one
-writer at a time, lines as in `privacy.chain`. See PRIVACY.md F.1.
+writer at a time, lines as in `privacy.chain`. See PROTOCOL.md, sections 3 and 8.
 """
 
 from __future__ import annotations

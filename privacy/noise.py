@@ -1,9 +1,10 @@
 """Discrete Gaussian noise as an exact function of a keystream.
 
-A device's noise for one event is a pure function of its 32-byte noise key and the event: HKDF-SHA256 gives an AES-256
-key, AES-CTR gives words, and the sampler below turns words into integers. Given uniform words its distribution is
-exactly the discrete Gaussian: floats only decide comparisons that are not close, rational arithmetic decides the rest.
-So the same key gives the same noise on every machine, whatever its `exp` rounds to.
+Noise is a pure function of a device's 32-byte noise key and the name of a stream: HKDF-SHA256 gives an AES-256 key,
+AES-CTR gives words, and the sampler below turns words into integers. Given uniform words its distribution is exactly
+the discrete Gaussian: floats only decide comparisons that are not close, rational arithmetic decides the rest. So the
+same key gives the same noise on every machine, whatever its `exp` rounds to. `privacy.answer` names the stream of an
+answer.
 
 Nothing here takes a seed, and no generator of numpy is ever used.
 """
@@ -44,18 +45,19 @@ def device_noise_key(root: bytes, device_id: str) -> bytes:
 
 
 class KeyStream:
-    """The random words of one event: AES-256-CTR under HKDF-SHA256(noise_key, "confide/noise/1" | 0x00 | event_id).
+    """The random words of one use: AES-256-CTR under HKDF-SHA256(noise_key, "confide/noise/1" | 0x00 | name).
 
-    A pure value: the same key and event give the same words each time they are asked for. An event must therefore be
-    answered once; two different updates under one event would differ by exactly the difference of the updates.
+    A pure value: the same key and name give the same words each time they are asked for. Two vectors under one stream
+    would differ by exactly the difference of the vectors, so the name, 32 bytes, must cover what the noise covers:
+    `privacy.answer.answer_stream`.
     """
 
     __slots__ = ("_key",)
 
-    def __init__(self, noise_key: bytes, event_id: bytes) -> None:
-        if len(event_id) != KEY_BYTES:
-            raise ConfigError("an event id is 32 bytes")
-        self._key = _hkdf(noise_key, b"confide/noise/1\x00" + event_id)
+    def __init__(self, noise_key: bytes, name: bytes) -> None:
+        if len(name) != KEY_BYTES:
+            raise ConfigError("the name of a stream is 32 bytes")
+        self._key = _hkdf(noise_key, b"confide/noise/1\x00" + name)
 
     def candidates(self, first: int, number: int) -> NDArray[np.uint64]:
         """Return the words of candidates first .. first+number-1: uint64 [number, 4], two AES blocks each."""

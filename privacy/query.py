@@ -222,7 +222,8 @@ class Query:
         """Return the SHA-256 over all that shapes an answer: every field but `ledger_head` and `policy_sha256`.
 
         Those two name keys and times of one run. Without them a campaign replayed from the same noise key has the same
-        noise, bit for bit; and a device whose ledger was rolled back gives the same answer again, not a second one.
+        noise, bit for bit; and a device whose ledger was rolled back gives the same answer again, not a second one, as
+        long as its update is the same.
         """
         fields = parse_canonical(self.to_bytes())
         assert isinstance(fields, dict)
@@ -230,7 +231,7 @@ class Query:
         return sha256_hex(canonical_json(fields))
 
     def event_id(self, device_id: str) -> bytes:
-        """Return the 32 bytes that name this device's one answer to this query: one charge, one noise stream.
+        """Return the 32 bytes that name this device's one answer to this query: one charge, one answer.
 
         SHA-256 over federation, campaign, round, attempt, `mechanism_sha256` and the device. A ledger refuses another
         query under a known event.

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from privacy.answer import make_answer, noise_of_mean, noisy_mean, slotted_update, sum_answers
+from privacy.answer import answer_stream, make_answer, noise_of_mean, noisy_mean, slotted_update, sum_answers
 from privacy.errors import CohortTooSmall, ConfigError, EncodingError
-from privacy.fixedpoint import encode, from_ring
+from privacy.fixedpoint import encode, from_ring, to_ring
 from privacy.noise import device_noise_key
 from privacy.query import Cohort, Query
 from privacy.wire import Answer
@@ -79,8 +79,8 @@ def test_the_mean_is_near_and_its_noise_is_the_announced_one(asked: Ask) -> None
 
 @given(st.floats(1e-3, 1e200), st.integers(0, 100))
 def test_one_device_moves_the_sum_by_at_most_the_integer_clip(asked: Ask, size: float, seed: int) -> None:
-    """The sensitivity, seen from outside: take one device away, with everybody's noise as it was."""
-    query = asked(slot_dim=30, cohort=Cohort(5))
+    """The sensitivity, seen from outside: put zeros in one device's place, before anybody's noise."""
+    query = asked(slot_dim=30, cohort=Cohort(5), transport="off")
     rng = np.random.default_rng(seed)
     rows = [rng.normal(size=30) * size for _ in range(5)]
     everyone, _ = sum_answers(query, answers(query, rows))
@@ -117,12 +117,46 @@ def test_the_same_event_gives_the_same_bytes(asked: Ask) -> None:
     assert make_answer(update, query, "d1", key).encode() == first
 
 
-def test_the_noise_is_not_the_updates_business(asked: Ask) -> None:
-    """Why an event is answered once: two updates under one event differ by themselves alone."""
+def test_what_rounds_to_the_same_integers_gives_the_same_bytes(asked: Ask) -> None:
     query, key = asked(), device_noise_key(ROOT, "d1")
-    one, two = (make_answer(np.full(query.dim, x), query, "d1", key).vector for x in (0.001, 0.002))
-    step = encode(np.full(query.dim, 0.002), query.clip_norm, query.integer_clip)[0]
-    assert set((from_ring(two - one)).tolist()) <= {step - step // 2, step // 2}
+    update = np.linspace(-0.01, 0.01, query.dim)
+    near = update * (1 + 2**-50)
+    assert not np.array_equal(near, update)
+    assert make_answer(near, query, "d1", key).encode() == make_answer(update, query, "d1", key).encode()
+
+
+def noise_under(query: Query, update: Vector) -> NDArray[np.int64]:
+    """Return the noise that an answer of one device to one event carries, int64 [dim]."""
+    answer = make_answer(update, query, "d1", device_noise_key(ROOT, "d1"))
+    noise = answer.vector - to_ring(encode(update, query.clip_norm, query.integer_clip))
+    return from_ring(noise)
+
+
+@pytest.mark.parametrize("step", [1.0, 0.01, 1e-6], ids=["another", "near", "nearly the same"])
+def test_two_updates_under_one_event_have_noises_of_their_own(asked: Ask, step: float) -> None:
+    """A rolled-back ledger answers an event twice: the difference must carry the noise of two answers, not of none.
+
+    False alarm 6e-7 a line. Were the noise a function of the event alone, the difference would have variance 0.
+    """
+    query = asked(slot_dim=20_000)
+    first, other = updates(query, 2, size=1e-5)
+    one, two = noise_under(query, first) / query.sigma, noise_under(query, first + step * other) / query.sigma
+    for noise in (one, two):
+        assert abs(noise.var() - 1) < 5 * math.sqrt(2 / query.dim)
+        assert abs(noise.mean()) < 5 / math.sqrt(query.dim)
+    assert abs((two - one).var() - 2) < 5 * 2 * math.sqrt(2 / query.dim)
+    assert abs((one * two).mean()) < 5 / math.sqrt(query.dim)
+
+
+@given(st.integers(0, 49), st.sampled_from([-1, 1]), st.binary(min_size=32, max_size=32))
+def test_one_unit_in_one_number_is_another_noise(asked: Ask, place: int, unit: int, event: bytes) -> None:
+    integers = np.arange(50, dtype=np.int64) - 25
+    moved = integers.copy()
+    moved[place] += unit
+    streams = [answer_stream(bytes(32), event, x) for x in (integers, moved, integers[::-1])]
+    words = [stream.candidates(0, 4).tobytes() for stream in streams]
+    assert len(set(words)) == 3
+    assert answer_stream(bytes(32), event, integers.astype(">i8")).candidates(0, 4).tobytes() == words[0]
 
 
 def test_off_adds_no_noise(asked: Ask) -> None:

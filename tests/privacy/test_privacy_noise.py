@@ -1,4 +1,4 @@
-"""The noise has the right distribution and no near-wrong one, and is never the same for two events."""
+"""The noise has the right distribution and no near-wrong one, and is never the same for two streams."""
 
 from __future__ import annotations
 
@@ -185,9 +185,9 @@ def test_exp_bounds_hold_exp(gamma: Fraction, bits: int) -> None:
     assert low <= finer_low >> 64 <= finer_high >> 64 <= high
 
 
-def test_every_key_event_and_device_has_its_own_stream() -> None:
+def test_every_key_name_and_device_has_its_own_stream() -> None:
     keys = [bytes(32), bytes(31) + b"\x01", b"\x80" + bytes(31)]
-    streams = [KeyStream(key, event) for key in keys for event in keys]
+    streams = [KeyStream(key, name) for key in keys for name in keys]
     streams += [KeyStream(device_noise_key(key, device), keys[0]) for key in keys for device in ("d1", "d2", "d11")]
     draws = {discrete_gaussian(1e6, 8, one).tobytes() for one in streams}
     assert len(draws) == len(streams)

@@ -28,7 +28,7 @@ def cases(name: str) -> list[Any]:
 def test_noise_is_the_frozen_one_in_keys_words_and_draws(case: Any) -> None:
     noise_key = device_noise_key(bytes.fromhex(case["root"]), case["device_id"])
     assert noise_key.hex() == case["noise_key"]
-    stream = KeyStream(noise_key, bytes.fromhex(case["event_id"]))
+    stream = KeyStream(noise_key, bytes.fromhex(case["stream"]))
     assert stream.candidates(7, 1)[0].tolist() == [int(word) for word in case["words"]]
     draws = discrete_gaussian(float(Fraction(case["sigma"])), case["size"], stream)
     assert draws[:32].tolist() == case["draws"]
@@ -42,7 +42,7 @@ def test_encoding_is_the_frozen_one(case: Any) -> None:
     assert integers.tolist() == case["integers"]
 
 
-@pytest.mark.parametrize("case", cases("answers.json"), ids=lambda case: case["device_id"])
+@pytest.mark.parametrize("case", cases("answers.json"), ids=lambda case: case["name"])
 def test_a_whole_answer_is_the_frozen_one(case: Any) -> None:
     query = Query.from_bytes(case["query"].encode())
     assert query.to_bytes() == case["query"].encode()

@@ -116,8 +116,14 @@ def query(number: int) -> dict[str, Any]:
     }
 
 
-def answer_case(number: int) -> dict[str, object]:
-    """Return a query and one device's whole answer to it, up to the bytes of the frame."""
+def stream_name(event_id: bytes, integers: list[int]) -> bytes:
+    """Return the name of the noise stream that covers these integers in this event."""
+    digest = hashlib.sha256(b"".join(value.to_bytes(8, "little", signed=True) for value in integers)).digest()
+    return hashlib.sha256(b"confide/answer-noise/1" + bytes(1) + event_id + digest).digest()
+
+
+def answer_case(number: int, name: str) -> dict[str, object]:
+    """Return a query and one device's whole answer to it, up to the bytes of the frame; the update is of that name."""
     fields = query(number)
     data = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     sha256 = hashlib.sha256(data).hexdigest()
@@ -130,14 +136,16 @@ def answer_case(number: int) -> dict[str, object]:
     integer_clip = integer_clip_of(invited, z)
     sigma = sigma_of(invited, z, integer_clip)
     dim = fields["slots"] * fields["slot_dim"] + (fields["slots"] if fields["slots"] > 1 else 0)
-    update = sample(f"answer {number}", dim, 0.05 * (number + 1))
+    update = sample(name, dim, 0.05 * (number + 1))
     noise_key = hkdf(bytes([number]) * 32, b"confide/device-noise/1\x00" + device_id.encode())
-    noise = draws(noise_key, event_id, Fraction(sigma), dim) if fields["transport"] != "off" else [0] * dim
     integers = encoded(update, Fraction(fields["clip_norm"]), integer_clip)
+    stream = stream_name(event_id, integers)
+    noise = draws(noise_key, stream, Fraction(sigma), dim) if fields["transport"] != "off" else [0] * dim
     vector = [(x + e) % 2**32 for x, e in zip(integers, noise, strict=True)]
     frame = b"confide\x01\x01" + bytes.fromhex(sha256) + bytes(32) + bytes([len(device_id)]) + device_id.encode()
     frame += dim.to_bytes(4, "little") + b"".join(value.to_bytes(4, "little") for value in vector) + b"\x00"
     return {
+        "name": name,
         "query": data.decode(),
         "query_sha256": sha256,
         "device_id": device_id,
@@ -146,6 +154,7 @@ def answer_case(number: int) -> dict[str, object]:
         "integer_clip": integer_clip,
         "sigma": sigma,
         "noise_key": noise_key.hex(),
+        "stream": stream.hex(),
         "update": [value.hex() for value in update],
         "answer": frame.hex(),
     }
@@ -155,7 +164,9 @@ def main() -> None:
     """Write both files beside this script."""
     here = Path(__file__).parent
     (here / "encoding.json").write_text(json.dumps({"cases": encoding_cases()}, indent=1) + "\n")
-    (here / "answers.json").write_text(json.dumps({"cases": [answer_case(n) for n in range(6)]}, indent=1) + "\n")
+    answers = [answer_case(number, f"answer {number}") for number in range(6)]
+    answers.append(answer_case(1, "answer 1, another update under the same event"))
+    (here / "answers.json").write_text(json.dumps({"cases": answers}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write noise.json: keys, words and discrete Gaussian draws, from PROTOCOL.md section 4 and not from `privacy`.
+"""Write noise.json: keys, words and discrete Gaussian draws, from PROTOCOL.md section 5 and not from `privacy`.
 
 Every decision is made in integers and fractions, one draw at a time. HKDF is RFC 5869 over `hmac`, exp is a Taylor
 series with both ends bounded. Run: python -m tests.vectors.generate_noise
@@ -93,9 +93,9 @@ def candidate(key: bytes, sigma: Fraction, index: int) -> int | None:
     return None if (x == 0 and sign < 0) else sign * x
 
 
-def draws(noise_key: bytes, event_id: bytes, sigma: Fraction, size: int) -> list[int]:
+def draws(noise_key: bytes, name: bytes, sigma: Fraction, size: int) -> list[int]:
     """Return the first `size` candidates that are kept."""
-    key = hkdf(noise_key, b"confide/noise/1\x00" + event_id)
+    key = hkdf(noise_key, b"confide/noise/1\x00" + name)
     kept: list[int] = []
     for index in count():
         value = candidate(key, sigma, index)
@@ -107,18 +107,18 @@ def draws(noise_key: bytes, event_id: bytes, sigma: Fraction, size: int) -> list
 
 
 def case(name: str, sigma: Fraction, size: int) -> dict[str, object]:
-    """Return one known answer; its root and event are hashes of its name."""
+    """Return one known answer; its root and its stream's name are hashes of its name."""
     root = hashlib.sha256(b"root of " + name.encode()).digest()
-    event_id = hashlib.sha256(b"event of " + name.encode()).digest()
+    stream = hashlib.sha256(b"event of " + name.encode()).digest()
     noise_key = hkdf(root, b"confide/device-noise/1\x00" + name.encode())
-    values = draws(noise_key, event_id, sigma, size)
+    values = draws(noise_key, stream, sigma, size)
     packed = b"".join(value.to_bytes(8, "little", signed=True) for value in values)
     return {
         "device_id": name,
         "root": root.hex(),
         "noise_key": noise_key.hex(),
-        "event_id": event_id.hex(),
-        "words": [str(word) for word in candidate_words(hkdf(noise_key, b"confide/noise/1\x00" + event_id), 7)],
+        "stream": stream.hex(),
+        "words": [str(word) for word in candidate_words(hkdf(noise_key, b"confide/noise/1\x00" + stream), 7)],
         "sigma": f"{sigma.numerator}/{sigma.denominator}",
         "size": size,
         "draws": values[:32],
