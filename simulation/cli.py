@@ -27,10 +27,12 @@ def simulate(
 
     from simulation.config import load_config
     from simulation.progress import Progress
+    from simulation.quiet import quiet_libraries
     from simulation.report import report_json
     from simulation.run import simulate as run
     from simulation.terminal import print_report
 
+    quiet_libraries()
     report = run(
         load_config(config, set_ or []), out, Progress(quiet=as_json), overwrite=overwrite, replay=replay_noise
     )

@@ -198,7 +198,8 @@ def load_config(path: Path | None, settings: Sequence[str]) -> RunConfig:
         if not equals or not key:
             raise ConfigError(f"--set takes key=value, not {setting!r}")
         _put(tree, key.strip(), _parsed(text.strip()))
-    return _build(RunConfig, tree, "")
+    config: RunConfig = _build(RunConfig, tree, "")
+    return config
 
 
 def _least_noise(epsilon: float, delta: float, participations: int) -> Fraction:

@@ -23,9 +23,9 @@ from privacy.answer import noise_of_mean
 from privacy.errors import CohortTooSmall, ConfideError, ConfigError
 from privacy.ledger import Ledger
 from privacy.policy import Policy
-from privacy.query import Limits
+from privacy.query import Limits, Query
 from privacy.wire import Answer, decode
-from server.campaign import Asked, Campaign, CampaignPlan, RoundSum
+from server.campaign import Asked, Campaign, CampaignPlan
 from server.optimizer import FedAvg
 from simulation.config import RunConfig
 from simulation.host import HostPool
@@ -107,36 +107,36 @@ def shadow_of(plan: CampaignPlan) -> CampaignPlan:
     return replace(plan, campaign=f"{plan.campaign}-without-noise", transport="off")
 
 
-def run_rounds(federation: Federation) -> list[Round]:
-    """Run what is left of the campaign and return a row for every round run here.
+def run_rounds(federation: Federation, keep: Callable[[Round], None]) -> None:
+    """Run what is left of the campaign; `keep` gets the row of a round before the round counts, so none is ever lost.
 
     Raises CohortTooSmall when a round failed in all its attempts.
     """
-    campaign, shadow, rows = federation.campaign, federation.without_noise, []
+    campaign, shadow = federation.campaign, federation.without_noise
     while not campaign.finished or not (shadow is None or shadow.finished):
         number = min(len(c.sums) for c in (campaign, shadow) if c is not None)
         if len(campaign.sums) == number and not campaign.finished:
-            rows.append(_round(federation))
+            _round(federation, keep)
         if shadow is not None and len(shadow.sums) == number:
             _round_without_noise(federation, shadow)
-    return rows
 
 
-def _round(federation: Federation) -> Round:
-    """Run one round with its devices and return its row."""
-    started = time.monotonic()
+def _round(federation: Federation, keep: Callable[[Round], None]) -> None:
+    """Run one round with its devices, in as many attempts as it takes."""
     campaign = federation.campaign
     while True:
+        started = time.monotonic()
         asked = campaign.ask()
         label = f"round {asked.query.round + 1} of {campaign.plan.rounds}"
         answers, updates = _collect(federation, asked, label)
         arrived = _arrived(federation.config, asked, answers)
+        if arrived:
+            keep(_row(asked.query, updates, len(arrived), time.monotonic() - started))
         try:
-            result = campaign.take(asked, arrived)
-            break
+            campaign.take(asked, arrived)
+            return
         except CohortTooSmall as error:
             federation.progress.note(f"{label}: {error}; a new attempt with new noise")
-    return _row(result, updates, len(answers), time.monotonic() - started)
 
 
 def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str, Answer], dict[str, Vector]]:
@@ -156,25 +156,23 @@ def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str
 
         federation.pool.run([(user, (call[0], (user, *call[1]))) for user in asked.invited], done)
     if refused and not answers:
-        raise ConfideError(f"every device refused: {sorted(set(refused.values()))[0]}")
+        raise ConfideError(f"every device refused: {', '.join(sorted(set(refused.values())))}")
     updates: dict[str, Vector] = {}
-    number = asked.query.round
 
-    def keep(user: str, seen: tuple[int, Vector] | None) -> None:
-        if seen is not None and seen[0] == number:
-            updates[user] = seen[1]
+    def observed(user: str, update: Vector | None) -> None:
+        if update is not None:
+            updates[user] = update
 
-    federation.pool.run([(user, ("observe", (user,))) for user in answers], keep)
+    federation.pool.run([(user, ("observe", (user, asked.query.round))) for user in answers], observed)
     return answers, updates
 
 
 def _arrived(config: RunConfig, asked: Asked, answers: dict[str, Answer]) -> list[Answer]:
     """Return the answers that arrive: a dropped device has trained, paid its budget and sent; its answer is lost."""
     rng = np.random.default_rng([config.seed, 3, asked.query.round, asked.query.attempt])
-    lost = (
-        set(rng.choice(sorted(answers), int(config.dropout * len(asked.invited)), replace=False)) if answers else set()
-    )
-    return [answers[user] for user in sorted(answers) if user not in lost]
+    users = sorted(answers)
+    lost = set(rng.permutation(users)[: int(config.dropout * len(asked.invited))].tolist())
+    return [answers[user] for user in users if user not in lost]
 
 
 def _round_without_noise(federation: Federation, shadow: Campaign) -> None:
@@ -194,15 +192,15 @@ def _round_without_noise(federation: Federation, shadow: Campaign) -> None:
     shadow.take(asked, sorted(answers, key=lambda answer: answer.device_id))
 
 
-def _row(result: RoundSum, updates: dict[str, Vector], answered: int, seconds: float) -> Round:
-    clip = float(result.query.clip_norm)
+def _row(query: Query, updates: dict[str, Vector], survivors: int, seconds: float) -> Round:
+    clip = float(query.clip_norm)
     alpha, signal, clipped = _signal(list(updates.values()), clip)
-    noise = noise_of_mean(result.query, result.survivors) * float(np.sqrt(result.query.dim))
+    noise = noise_of_mean(query, survivors) * float(np.sqrt(query.dim))
     return Round(
-        round=result.query.round,
-        purpose=result.query.purpose,
-        invited=result.query.cohort.invited,
-        survivors=result.survivors,
+        round=query.round,
+        purpose=query.purpose,
+        invited=query.cohort.invited,
+        survivors=survivors,
         clip_fraction=clipped,
         snr=signal / noise if signal and noise else None,
         noise_ratio=noise / signal if signal else None,
@@ -225,4 +223,4 @@ def _signal(updates: Sequence[Vector], clip: float) -> tuple[float | None, float
 def require_cohort(people: int, needed: int, advice: Callable[[], Sequence[str]]) -> None:
     """Raise ConfigError, with what would do, where there are fewer people than a query needs."""
     if people < needed:
-        raise ConfigError(f"{people} people are too few, a query needs {needed}: " + "; ".join(advice()))
+        raise ConfigError(f"{people} people are too few, a query needs {needed}. What would do: " + "; ".join(advice()))

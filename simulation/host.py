@@ -8,8 +8,10 @@ people, which no server of a real federation has.
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from client.documents import Person
 from privacy.errors import ConfideError
 from simulation.config import RunConfig
+from simulation.quiet import quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ def host_main(connection: Connection, alive: Connection, settings: HostSettings)
     """Serve calls (method, arguments) until the pipe closes; each reply is ("ok", result) or ("error", line)."""
     threading.Thread(target=_die_with_parent, args=(alive,), daemon=True).start()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    quiet_libraries()
     host: Any = None
     while True:
         try:
             method, arguments = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError):
             return
         try:
             if host is None:
@@ -52,8 +56,6 @@ def host_main(connection: Connection, alive: Connection, settings: HostSettings)
             connection.send(("ok", getattr(host, method)(*arguments)))
         except ConfideError as error:
             connection.send(("error", str(error)))
-        except KeyboardInterrupt:
-            return
         except Exception as error:  # noqa: BLE001 simulated people: the text of an error may be shown here
             connection.send(("error", f"{type(error).__name__}: {error}"))
 
@@ -67,6 +69,7 @@ def _die_with_parent(alive: Connection) -> None:
 
 
 Call = tuple[str, tuple[Any, ...]]
+CLOSING_S = 5.0
 
 
 class HostPool:
@@ -84,7 +87,8 @@ class HostPool:
             ours, theirs = context.Pipe()
             watch, watched = context.Pipe()
             process = context.Process(target=host_main, args=(theirs, watched, one), daemon=True)
-            process.start()
+            with _interrupts_held():
+                process.start()
             theirs.close()
             watched.close()
             self._pipes.append(ours)
@@ -120,7 +124,7 @@ class HostPool:
                 w, user = pending.pop(pipe)
                 try:
                     state, result = pipe.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     raise ConfideError("a worker process ended; is there enough memory?") from None
                 if state != "ok":
                     raise ConfideError(result)
@@ -133,17 +137,31 @@ class HostPool:
             self._pipes[w].send(call)
             pending[self._pipes[w]] = (w, user)
 
-    def close(self) -> None:
-        """End all hosts."""
+    def close(self, at_once: bool = False) -> None:
+        """End all hosts: when they have finished what they do, or at once."""
+        for connection in self._alive if at_once else self._pipes:
+            connection.close()
+        for process in self._processes:
+            process.join(timeout=CLOSING_S)
         for connection in (*self._pipes, *self._alive):
             connection.close()
         for process in self._processes:
-            process.join(timeout=5)
+            process.join(timeout=CLOSING_S)
             if process.is_alive():
-                process.terminate()
+                process.kill()
 
     def __enter__(self) -> HostPool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(at_once=kind is not None)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back inside the block. A process begun there never sees it: its parent does, and ends it in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

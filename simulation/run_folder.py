@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from simulation.config import RunConfig
+from simulation.report_schema import Round
 
 MANIFEST = "run.json"
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -35,36 +35,43 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledgers = path / "ledger"
+        self.policy_file = self.ledgers / "policy.json"
         self.release = path / "release"
         self.checkpoints = path / "checkpoints"
+        self.basis_file = self.checkpoints / "basis.safetensors"
         self.noise_file = self.checkpoints / "noise.root"
         self.key_file = self.checkpoints / "keys.json"
 
-    def begin(self, config: RunConfig, overwrite: bool) -> None:
+    def begin(self, config: RunConfig, overwrite: bool, *, people_sha256: str, replayed: bool) -> None:
         """Make the folder ready: a new run, or the same run to go on with after a crash.
 
-        `overwrite` removes an earlier run (never a folder that holds something else).
+        `overwrite` removes an earlier run (never a folder that holds something else). What a run is, is its
+        configuration, its people and whether its noise is replayed: going on with another of these would claim for old
+        rounds what holds for new ones.
         """
-        manifest = self.path / MANIFEST
-        if self.path.exists() and any(self.path.iterdir()) and not manifest.exists():
-            raise ConfigError(f"{self.path} holds files of something else; choose another --out")
-        if manifest.exists() and overwrite:
-            shutil.rmtree(self.path)
-        if manifest.exists():
-            known = json.loads(manifest.read_text(encoding="utf-8"))
-            if known.get("campaign") != config.campaign:
-                raise ConfigError(
-                    f"{self.path} holds a run with another configuration; use --overwrite or another --out"
-                )
-            if (self.path / REPORT).exists():
-                raise ConfigError(f"{self.path} holds a finished run; use --overwrite or another --out")
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.write_manifest({"campaign": config.campaign, "config": config.flat(), "state": "running"})
+        facts = {
+            "campaign": config.campaign,
+            "config": config.flat(),
+            "people_sha256": people_sha256,
+            "replayed_noise": replayed,
+        }
+        known = self._manifest()
+        if known is not None and overwrite:
+            self._clear()
+        elif known is not None:
+            self._require_same(known, facts)
+        self.write_manifest({**facts, "state": "running"})
+        self.checkpoints.mkdir(exist_ok=True)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Write run.json: configuration, versions, hashes, seeds; no secret."""
         data = json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n"
         write_atomic(self.path / MANIFEST, data.encode())
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Mark the run as finished, with more `facts` in its manifest, and destroy its secrets."""
+        self.write_manifest({**(self._manifest() or {}), **facts, "state": "finished"})
+        self.close()
 
     def secrets(self, users: Sequence[str], replay_noise: Path | None) -> RunSecrets:
         """Return the run's keys, made by the operating system on the first call and kept (mode 0600) until `close`.
@@ -81,10 +88,55 @@ class RunFolder:
         devices = {user: private[f"device:{user}"] for user in users}
         return RunSecrets(private["federation"], devices, self.noise_file.read_bytes())
 
+    def rows(self) -> list[Round]:
+        """Return the report's rows of the rounds so far, in their order."""
+        path = self.checkpoints / "rows.json"
+        rows: list[Round] = json.loads(path.read_text(encoding="ascii")) if path.exists() else []
+        return rows
+
+    def keep_row(self, row: Round) -> None:
+        """Keep the row of a round, in place of an earlier one of the same round (an attempt that was lost)."""
+        rows = [known for known in self.rows() if known["round"] != row["round"]]
+        write_atomic(self.checkpoints / "rows.json", json.dumps([*rows, row]).encode())
+
     def close(self) -> None:
-        """Destroy the noise root and kept answers: from here on nobody, the server included, can redraw any noise."""
+        """Destroy the noise root, kept answers and updates: from here on nobody can redraw or take off any noise."""
         self.noise_file.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints / "answers", ignore_errors=True)
+        for kept in ("answers", "updates"):
+            shutil.rmtree(self.checkpoints / kept, ignore_errors=True)
+
+    def _manifest(self) -> dict[str, Any] | None:
+        """Return run.json, None where a run may begin; raises ConfigError for a folder of something else."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if self.path.exists() and any(not p.name.startswith(f".{MANIFEST}.") for p in self.path.iterdir()):
+                raise ConfigError(f"{self.path} holds files of something else; choose another --out") from None
+            return None
+        except ValueError:
+            raise ConfigError(f"{self.path / MANIFEST} cannot be read; choose another --out") from None
+        if not isinstance(manifest, dict) or "campaign" not in manifest:
+            raise ConfigError(f"{self.path} holds files of something else; choose another --out")
+        return manifest
+
+    def _require_same(self, known: dict[str, Any], facts: dict[str, Any]) -> None:
+        if known.get("state") == "finished":
+            self.close()  # in case the run was cut off between its last file and this
+            raise ConfigError(f"{self.path} holds a finished run; use --overwrite or another --out")
+        for key, what in (
+            ("campaign", "another configuration"),
+            ("people_sha256", "other people"),
+            ("replayed_noise", "noise of another origin"),
+        ):
+            if known.get(key) != facts[key]:
+                raise ConfigError(f"{self.path} holds a run with {what}; use --overwrite or another --out")
+
+    def _clear(self) -> None:
+        """Remove an earlier run, its manifest last: a folder half removed is still known as a run's."""
+        for path in self.path.iterdir():
+            if path.name != MANIFEST:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        (self.path / MANIFEST).unlink()
 
 
 def _noise_root(replayed: Path | None) -> bytes:

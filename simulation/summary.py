@@ -113,8 +113,11 @@ def _against_base(arm: Arm) -> str:
     bits = f"{arm['bits_per_token']:.3f} bits a token"
     if gain is None:
         return bits
-    interval = f" (95 % {100 * arm['low']:+.1f} to {100 * arm['high']:+.1f} %)" if arm["low"] is not None else ""
-    if gain <= 0 or (arm["low"] is not None and arm["low"] <= 0):
+    low, high = arm["low"], arm["high"]
+    interval = ""
+    if low is not None and high is not None:
+        interval = f" (95 % {100 * low:+.1f} to {100 * high:+.1f} %)"
+    if gain <= 0 or (low is not None and low <= 0):
         return f"{bits}, does not beat base: {100 * gain:+.1f} %{interval}"
     return f"{bits}, {100 * gain:.1f} % fewer than base{interval}"
 

@@ -20,6 +20,8 @@ from client.retrieve import TextIndex
 from client.train import CoreTraining, OwnTraining, load_own, train_own
 from privacy.adapter import Basis
 from privacy.answer import make_answer, slotted_update
+from privacy.canonical import sha256_hex
+from privacy.files import write_atomic
 from privacy.noise import KeyStream, device_noise_key
 from privacy.policy import open_policy
 from privacy.query import Query
@@ -32,19 +34,35 @@ Scores = dict[str, list[tuple[str, float, int]]]  # arm -> (document, nats, toke
 
 
 class ObservedLearner(TextLearner):
-    """A learner that remembers each person's last update, so that the run without noise need not train it twice."""
+    """A learner that keeps each person's last update: for the report, and for the run without noise.
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.seen: dict[str, tuple[tuple[int, bytes], Vector]] = {}
+    Kept in `folder`, so that a run that was cut off reports its rounds whole; `RunFolder.close` destroys it.
+    """
+
+    def __init__(self, folder: Path, model: LanguageModel, training: CoreTraining, max_document_tokens: int) -> None:
+        super().__init__(model, training, max_document_tokens)
+        self.folder = folder
 
     def update(self, user: str, start: Mapping[str, NDArray[np.float32]], query: Query, seed: int) -> Vector:
         """Return the update of `TextLearner.update`, from memory when the start and the round are the same."""
-        key = (query.round, self.layout.flatten(start).tobytes())
-        kept = self.seen.get(user)
-        if kept is None or kept[0] != key:
-            self.seen[user] = (key, super().update(user, start, query, seed))
-        return self.seen[user][1]
+        begun = sha256_hex(self.layout.flatten(start).tobytes())
+        kept = self.kept(user, query.round)
+        if kept is None or kept[0] != begun:
+            kept = begun, super().update(user, start, query, seed)
+            data = f"{query.round} {begun}\n".encode() + kept[1].astype("<f8").tobytes()
+            write_atomic(self._file(user), data, mode=0o600)
+        return kept[1]
+
+    def kept(self, user: str, number: int) -> tuple[str, Vector] | None:
+        """Return the hash of the start and the update of the person's last training, if that was for round `number`."""
+        if not self._file(user).exists():
+            return None
+        head, _, data = self._file(user).read_bytes().partition(b"\n")
+        of_round, begun = head.decode().split()
+        return (begun, np.frombuffer(data, "<f8")) if int(of_round) == number else None
+
+    def _file(self, user: str) -> Path:
+        return self.folder / f"{user}.update"
 
 
 class HostWork:
@@ -59,7 +77,8 @@ class HostWork:
         self.model.attach(Basis.load(Path(settings.basis_file)))
         self.model.add_own(config.own.rank, OwnTraining().modules)
         training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip)
-        self.learner = ObservedLearner(self.model, training, local.max_document_tokens)
+        updates = self.folder / "checkpoints" / "updates"
+        self.learner = ObservedLearner(updates, self.model, training, local.max_document_tokens)
         policy = open_policy(settings.policy_file, Ed25519PublicKey.from_public_bytes(settings.root_key))
         keys = {user: Ed25519PrivateKey.from_private_bytes(raw) for user, raw in settings.device_keys.items()}
         self.devices: dict[str, Device] = open_devices(
@@ -105,10 +124,10 @@ class HostWork:
         release = Release(release_sha256, flat_cores(self.learner.layout, slots))
         return self.devices[user].answer(query_bytes, release)
 
-    def observe(self, user: str) -> tuple[int, Vector] | None:
-        """Return the round and update of the device's last training, before clip and noise; None if there is none."""
-        kept = self.learner.seen.get(user)
-        return None if kept is None else (kept[0][0], kept[1])
+    def observe(self, user: str, number: int) -> Vector | None:
+        """Return the update that the device trained in round `number`, before clip and noise; None if there is none."""
+        kept = self.learner.kept(user, number)
+        return None if kept is None else kept[1]
 
     def without_noise(self, user: str, query_bytes: bytes, slots: Vector) -> bytes:
         """Return a person's answer to a query of transport `off`: same clip and rounding, no noise, no ledger.
@@ -153,7 +172,8 @@ class HostWork:
 
     def choose(self, user: str, candidates: Sequence[Vector]) -> int:
         """Return the index of the flat core with the least loss on the person's own history (never on test text)."""
-        documents = [self.model.prefix(e) for e in self.learner._encoded.get(user, [])[:4]]
+        newest = latest(self.people[user].history, self.config.local.own_tokens)
+        documents = [self.model.prefix(e) for e in self._encoded(newest)]
         self.model.activate(GLOBAL)
         losses = []
         for core in candidates:
