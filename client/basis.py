@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class BasisSettings:
-    """How a basis is made; the defaults are those of docs/basis.md.
+    """How a basis is made; DECISIONS.md has what other settings measured.
 
     `centred` subtracts the mean input, `skip_first` leaves out each text's first position, whose activations are
     outliers in many models. `modules` are the last parts of module names; empty means all linear modules.

@@ -1,4 +1,4 @@
-"""The only types that may leave a device, byte by byte (PROTOCOL.md, section 3).
+"""The only types that may leave a device, byte by byte (PROTOCOL.md, section 6).
 
     frame   = "confide" | version u8 = 1 | kind u8 | body
     answer  = query_sha256 [32] | ledger_head [32] | n u8 | device_id [n] | dim u32 | u32 [dim] | m u8 | signature [m]

@@ -24,6 +24,14 @@ MAX_LINES_ELSEWHERE = 400
 # A longer file needs a reason that a reader accepts.
 LONG_FILES: dict[str, str] = {}
 
+# What a reader of the repository cannot look up: papers that are not in it, numbers of a tracker, who said it when.
+PRIVATE_SOURCES = (
+    r"\b(?:PRIVACY|DESIGN|FACTS|SURVEY|FIELD|STYLE) (?:§ ?)?(?:\d|[A-Z]\.?\d)",
+    r"\b[Ii]ssues? #?\d|\bPR #?\d|(?<![&\w])#\d{1,4}\b",
+    r"\b(?:helper|founder|piece|session) (?:[A-Z]|\d+)\b",
+    r"\b(?:this|last|next|earlier|previous) session\b|\bthe (?:lead|brief)\b",
+)
+
 # Calls that are made nowhere in what runs on a device, a server or the simulation, and why.
 FORBIDDEN_CALLS = {
     "pickle.load": "runs code from its input",
@@ -184,7 +192,7 @@ def published() -> list[Path]:
 def test_published_text_names_no_machine() -> None:
     """No absolute path of a person's or a builder's machine, no index address, in any file that is published."""
     machine = re.compile(
-        r"(?<![\w.])/(?:home/\w+|root|Users/\w+|work|mnt|opt)/|file://|(?:extra-)?index-url|find-links|--trusted-host"
+        r"(?<![\w.])/(?:home/\w+|root|Users/\w+|work|mnt|opt|tmp)/|file://|(?:extra-)?index-url|find-links|--trusted-host"
     )
     allowed = {"tests/test_house.py", "LICENSE"}
     found = []
@@ -197,6 +205,45 @@ def test_published_text_names_no_machine() -> None:
             if not (relative(path) == "Makefile" and "--no-emit" in text.splitlines()[line - 1]):
                 found.append(f"{relative(path)}:{line}: {match.group()}")
     assert found == []
+
+
+def private_sources(text: str, documents: set[str]) -> list[str]:
+    """Return what `text` leans on that nobody outside can read; `documents` are the Markdown files that exist."""
+    named = re.findall(r"[\w./-]*\w\.md\b", text)
+    found = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in documents)]
+    return found + [match.group() for pattern in PRIVATE_SOURCES for match in re.finditer(pattern, text)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("See NOWHERE.md.", "as docs/README.md says", "(DESIGN 12)", "PRIVACY B.4", "PRIVACY 0b", "STYLE § 3"),
+        *("issue 2", "closes #17", "helper E measured it", "piece A builds it", "an earlier session", "the lead wants"),
+    ],
+)
+def test_the_search_for_private_sources_finds_them(text: str) -> None:
+    assert private_sources(text, {"README.md", "privacy/PROTOCOL.md"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("PROTOCOL.md, section 3", "privacy/PROTOCOL.md", "`README.md`", "color: #171614", "&#39;", "{#round-3}"),
+        *('scope="session"', "the issue tracker", "_STYLE", "a piece of text", "notes.mdx"),
+    ],
+)
+def test_the_search_for_private_sources_passes_what_is_fine(text: str) -> None:
+    assert private_sources(text, {"README.md", "privacy/PROTOCOL.md"}) == []
+
+
+def test_published_text_leans_on_nothing_private() -> None:
+    documents = {relative(path) for path in published() if path.suffix == ".md"}
+    found = {
+        relative(path): private_sources(path.read_text(encoding="utf-8", errors="ignore"), documents)
+        for path in published()
+        if relative(path) not in {"tests/test_house.py", "LICENSE", "requirements.lock"}
+    }
+    assert {name: sources for name, sources in found.items() if sources} == {}
 
 
 def test_no_note_to_self_is_published() -> None:
