@@ -18,6 +18,7 @@ from client.train import (
     one_gradient,
     per_document_gradients,
     trainable,
+    unwrap,
 )
 from privacy.errors import ModelError
 
@@ -57,11 +58,7 @@ def gradient_error(model: LanguageModel, documents: Sequence[Cached]) -> float:
             samples = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
             together = [torch.cat([s[i].flatten() for s in samples]) for i in range(len(documents))]
         finally:
-            wrapped.to_standard_module()
-            loss.eval()
-            for p in parameters:
-                p.grad = None
-                p.__dict__.pop("grad_sample", None)
+            unwrap(wrapped, parameters)
     return max(float((a - b).norm() / a.norm()) for a, b in zip(alone, together, strict=True))
 
 

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -188,8 +189,7 @@ def _private_steps(
             for batch in _repeat(sampler, plan.steps):
                 _logical_step(wrapped, dp, [documents[i] for i in batch], plan.batch_tokens)
         finally:
-            _unwrap(wrapped, parameters)
-            loss.eval()
+            unwrap(wrapped, parameters)
     return engine
 
 
@@ -231,9 +231,11 @@ def one_gradient(loss: DocumentLoss, document: Cached, parameters: Sequence[nn.P
     return torch.cat([g.flatten() for g in found])
 
 
-def _unwrap(wrapped: GradSampleModule, parameters: Sequence[nn.Parameter]) -> None:
+def unwrap(wrapped: GradSampleModule, parameters: Sequence[nn.Parameter]) -> None:
     """Take Opacus' hooks off again; wrapping twice fails, and stale activations would spoil the next round."""
-    wrapped.to_standard_module()
+    wrapped.to_standard_module().eval()
+    for module in wrapped.modules():
+        module.__dict__.pop("activations", None)  # left over where a step failed between its two passes
     for p in parameters:
         p.grad = None
         for left in ("grad_sample", "summed_grad"):
@@ -334,6 +336,16 @@ def _train_plainly(
     optimizer.zero_grad(set_to_none=True)
 
 
+@lru_cache(maxsize=1024)
+def _noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """Return the least noise that Opacus' RDP accountant finds enough; seconds of search, the same for many people."""
+    with _quiet():
+        found = get_noise_multiplier(
+            target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"
+        )
+    return float(found)
+
+
 def _train_with_record_privacy(
     loss: DocumentLoss,
     optimizer: torch.optim.Optimizer,
@@ -346,18 +358,13 @@ def _train_with_record_privacy(
     batch = min(len(documents), settings.batch_documents)
     rate = 1.0 / math.ceil(len(documents) / batch)
     steps = settings.epochs * round(1.0 / rate)
-    noise = get_noise_multiplier(
-        target_epsilon=settings.record_epsilon,
-        target_delta=settings.record_delta,
-        sample_rate=rate,
-        steps=steps,
-        accountant="rdp",
-    )
+    noise = _noise_multiplier(settings.record_epsilon, settings.record_delta, rate, steps)
     plan = StepPlan(steps, rate, settings.document_clip, noise)
     if charge is not None:
         charge(noise, rate, steps, settings.document_clip, settings.record_delta)
     engine = _private_steps(loss, optimizer, documents, plan, generator)
-    spent = float(engine.get_epsilon(settings.record_delta))
+    with _quiet():
+        spent = float(engine.get_epsilon(settings.record_delta))
     return RecordPrivacy(spent, settings.record_delta, noise, rate, steps)
 
 
@@ -375,12 +382,16 @@ def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Opacus warns of its non-cryptographic noise and of full backward hooks; both are dealt with and documented."""
+    """Opacus warns of its non-cryptographic noise, of full backward hooks and of few Renyi orders.
+
+    The first two are dealt with and documented; fewer orders than would be tightest make its epsilon larger, not wrong.
+    """
     level = logging.getLogger("opacus").level
     logging.getLogger("opacus").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Secure RNG turned off")
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        warnings.filterwarnings("ignore", message="Optimal order is the")
         try:
             yield
         finally:
