@@ -28,7 +28,7 @@ from privacy.wire import Answer, decode
 from server.campaign import Asked, Campaign, CampaignPlan
 from server.optimizer import FedAvg
 from simulation.config import RunConfig
-from simulation.host import HostPool
+from simulation.host import Hosts
 from simulation.progress import Progress
 from simulation.report_schema import Round
 from simulation.state import state_sha256
@@ -42,7 +42,7 @@ class Federation:
     """What all rounds share: who takes part, the hosts they live on, the layout, and the campaign."""
 
     config: RunConfig
-    pool: HostPool
+    pool: Hosts
     campaign: Campaign
     without_noise: Campaign | None
     layout: AdapterLayout

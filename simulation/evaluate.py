@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.host import HostPool
+from simulation.host import Hosts
 from simulation.metrics import Score
 from simulation.progress import Progress
 
@@ -31,7 +31,7 @@ class Evaluation:
 
 
 def score_everybody(
-    pool: HostPool, users: Sequence[str], arms: Mapping[str, Vector], into: Evaluation, progress: Progress
+    pool: Hosts, users: Sequence[str], arms: Mapping[str, Vector], into: Evaluation, progress: Progress
 ) -> None:
     """Score the shared arms (flat cores by name) for all `users`."""
     with progress.task("scoring held-out conversations", len(users)) as step:
@@ -44,7 +44,7 @@ def score_everybody(
 
 
 def score_personas(
-    pool: HostPool, users: Sequence[str], core: Vector, personas: Sequence[Vector], into: Evaluation
+    pool: Hosts, users: Sequence[str], core: Vector, personas: Sequence[Vector], into: Evaluation
 ) -> dict[str, int]:
     """Score the arm `persona`: each person under the persona that fits their own history; return who chose which.
 
@@ -58,7 +58,7 @@ def score_personas(
     return chosen
 
 
-def score_own(pool: HostPool, users: Sequence[str], core: Vector, into: Evaluation, progress: Progress) -> None:
+def score_own(pool: Hosts, users: Sequence[str], core: Vector, into: Evaluation, progress: Progress) -> None:
     """Train own adapters (plain and with record-level privacy) for `users`; score own, all, retrieval, wrong person.
 
     The wrong person of each is the next in the list, so every adapter is scored once on another's text.
@@ -90,7 +90,7 @@ def score_own(pool: HostPool, users: Sequence[str], core: Vector, into: Evaluati
 
 
 def scrubbing_cost(
-    pool: HostPool, users: Sequence[str], first_query: bytes, zero: Vector, clip: float
+    pool: Hosts, users: Sequence[str], first_query: bytes, zero: Vector, clip: float
 ) -> tuple[float, float] | None:
     """Return bits per token of one noiseless step from raw text and from scrubbed text, on the same people's test text.
 

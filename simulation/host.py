@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 from client.documents import Person
 from privacy.errors import ConfideError
@@ -70,6 +70,22 @@ def _die_with_parent(alive: Connection) -> None:
 
 Call = tuple[str, tuple[Any, ...]]
 CLOSING_S = 5.0
+
+
+class Hosts(Protocol):
+    """Where the people of a simulation live: worker processes, or one process in a test."""
+
+    def run(self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None]) -> None:
+        """Make each person's call; `done(user, result)` for every one, in any order. Raises ConfideError."""
+
+    def everywhere(self, method: str, *arguments: Any) -> list[Any]:
+        """Make one call on every host and return the results in the hosts' order."""
+
+    def __enter__(self) -> Hosts:
+        """Return the hosts, ready for calls."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End all hosts."""
 
 
 class HostPool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from simulation import evaluate
 from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig
 from simulation.engine import Federation, Vector, open_campaign, plan_of, run_rounds, shadow_of
-from simulation.host import HostPool
+from simulation.host import HostPool, Hosts, HostSettings
 from simulation.progress import Progress
 from simulation.report import write_report
 from simulation.report_schema import Report
@@ -46,7 +46,13 @@ SCRUB_PEOPLE = 32
 
 
 def simulate(
-    config: RunConfig, out: Path, progress: Progress, *, overwrite: bool = False, replay: Path | None = None
+    config: RunConfig,
+    out: Path,
+    progress: Progress,
+    *,
+    overwrite: bool = False,
+    replay: Path | None = None,
+    open_hosts: Callable[[Sequence[HostSettings]], Hosts] = HostPool,
 ) -> Report:
     """Run the federation of `config` into the folder `out` and return its report.
 
@@ -56,7 +62,7 @@ def simulate(
     """
     started = time.monotonic()
     setting = prepare(config, out, progress, overwrite, replay)
-    with HostPool(host_settings(setting)) as pool, federation_ledger(setting) as ledger:
+    with open_hosts(host_settings(setting)) as pool, federation_ledger(setting) as ledger:
         report = build_report(_run(setting, pool, ledger, started))
     write_report(out, report)
     verdict = audit_run(out)
@@ -67,7 +73,7 @@ def simulate(
     return report
 
 
-def _run(setting: Setting, pool: HostPool, ledger: Ledger, started: float) -> Facts:
+def _run(setting: Setting, pool: Hosts, ledger: Ledger, started: float) -> Facts:
     """Run rounds, release and evaluation, and return what the report is made from."""
     progress = setting.progress
     prepared = _prepare_people(setting, pool)
@@ -101,7 +107,7 @@ def _run(setting: Setting, pool: HostPool, ledger: Ledger, started: float) -> Fa
     )
 
 
-def _prepare_people(setting: Setting, pool: HostPool) -> dict[str, dict[str, Any]]:
+def _prepare_people(setting: Setting, pool: Hosts) -> dict[str, dict[str, Any]]:
     """Scrub and encode everybody's text on their hosts; return the counts by person."""
     prepared: dict[str, dict[str, Any]] = {}
     label, everyone = "scrubbing and encoding", setting.everyone
@@ -115,7 +121,7 @@ def _prepare_people(setting: Setting, pool: HostPool) -> dict[str, dict[str, Any
     return prepared
 
 
-def _probe(setting: Setting, pool: HostPool) -> dict[str, float]:
+def _probe(setting: Setting, pool: Hosts) -> dict[str, float]:
     """Return the figures of the start-up probes, run on the first person's documents."""
     found: dict[str, dict[str, float]] = {}
     user = setting.users[0]
@@ -124,7 +130,7 @@ def _probe(setting: Setting, pool: HostPool) -> dict[str, float]:
     return found[user]
 
 
-def _rounds(setting: Setting, pool: HostPool, ledger: Ledger) -> tuple[Campaign, Vector | None]:
+def _rounds(setting: Setting, pool: Hosts, ledger: Ledger) -> tuple[Campaign, Vector | None]:
     """Run what is left of the campaign; return it, and the core of the same campaign without noise, if asked for."""
     config, folder, layout = setting.config, setting.folder, setting.basis.layout
     plan = plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed)
@@ -174,7 +180,7 @@ def released_cores(campaign: Campaign, layout: AdapterLayout) -> dict[str, Cores
 
 
 def _evaluate(
-    setting: Setting, pool: HostPool, campaign: Campaign, shadow_core: Vector | None
+    setting: Setting, pool: Hosts, campaign: Campaign, shadow_core: Vector | None
 ) -> tuple[evaluate.Evaluation, dict[str, int]]:
     """Score all arms; return the scores and, with personas, who chose which."""
     evaluation, scored = evaluate.Evaluation(), setting.scored
@@ -199,7 +205,7 @@ def drawn(users: Sequence[str], number: int, seed: Sequence[int]) -> list[str]:
     return sorted(order[:number].tolist())
 
 
-def _scrubbing_cost(setting: Setting, pool: HostPool, campaign: Campaign) -> tuple[float, float] | None:
+def _scrubbing_cost(setting: Setting, pool: Hosts, campaign: Campaign) -> tuple[float, float] | None:
     """Return bits per token after one noiseless step from raw and from scrubbed text; None where not asked for."""
     config = setting.config
     if not (config.scrub and config.compare_without_noise):

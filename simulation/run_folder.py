@@ -74,9 +74,10 @@ class RunFolder:
         self.close()
 
     def secrets(self, users: Sequence[str], replay_noise: Path | None) -> RunSecrets:
-        """Return the run's keys, made by the operating system on the first call and kept (mode 0600) until `close`.
+        """Return the run's keys, made by the operating system on the first call and kept with mode 0600.
 
-        `replay_noise` names a file whose 32 bytes replace the noise root: for tests; such a run is NOT PRIVATE.
+        The noise root is kept until `close`. `replay_noise` names a file whose 32 bytes replace it: for tests; such a
+        run is NOT PRIVATE.
         """
         if not self.key_file.exists():
             keys = {name: secrets.token_bytes(32).hex() for name in ("federation", *(f"device:{u}" for u in users))}
