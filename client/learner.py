@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -53,9 +54,13 @@ class TextLearner:
         return [self._prefix(user, e) for e in part_of_round(self._encoded[user], query)]
 
     def update(self, user: str, start: Cores, query: Query, seed: int) -> NDArray[np.float64]:
-        """Return the person's local update from `start`, float64 [slot_dim]; `seed` draws the Poisson batches."""
+        """Return the person's local update from `start`, float64 [slot_dim]; `seed` draws the Poisson batches.
+
+        It rests on no more steps and own tokens than the query's limits, whatever the settings of training are.
+        """
+        training = replace(self.training, steps=min(self.training.steps, query.limits.local_steps))
         generator = torch.Generator().manual_seed(seed)
-        return core_update(self.model, self.round_documents(user, query), start, self.training, generator)
+        return core_update(self.model, self.round_documents(user, query), start, training, generator)
 
     def loss(self, user: str, cores: Cores, query: Query) -> float:
         """Return the mean nats per own token of this round's documents under `cores`; 0 where there are none."""

@@ -1,0 +1,117 @@
+"""The learner reads a bounded part of a person's documents each round, and forgets a person wholly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.documents import Document, Span
+from client.learner import TextLearner, flat_cores, part_of_round
+from client.model import Encoded, LanguageModel
+from client.train import CoreTraining
+from privacy.query import Cohort, Limits, Query
+
+Dialogues = Callable[..., list[Document]]
+QUERY = Query(
+    federation="test",
+    campaign="first",
+    round=0,
+    attempt=0,
+    purpose="train.global",
+    slots=1,
+    slot_dim=1,
+    clip_norm=Fraction(1, 10),
+    noise_multiplier=Fraction(1),
+    cohort=Cohort(100),
+    transport="ideal",
+    release_sha256="a" * 64,
+    basis_sha256="b" * 64,
+    policy_sha256="d" * 64,
+    ledger_head="c" * 64,
+    objective="causal-lm",
+    limits=Limits(own_tokens=120, local_steps=2),
+)
+
+
+@pytest.fixture
+def learner(cored: LanguageModel) -> TextLearner:
+    return TextLearner(cored, CoreTraining(sampling_rate=1.0, step=0.1), 160)
+
+
+def encoded(own_tokens: list[int]) -> list[Encoded]:
+    return [
+        Encoded(f"d{i}", torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool))
+        for i, n in enumerate(own_tokens)
+    ]
+
+
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 80))
+def test_rounds_read_every_document_that_fits_once_and_within_the_limit(sizes: list[int], limit: int) -> None:
+    query, documents = replace(QUERY, limits=Limits(own_tokens=limit, local_steps=1)), encoded(sizes)
+    fitting = [d.document for d in documents if d.own_tokens <= limit]
+    parts: list[list[Encoded]] = []
+    while len([d for part in parts for d in part]) < len(fitting):
+        parts.append(part_of_round(documents, replace(query, round=len(parts))))
+        assert parts[-1] and sum(d.own_tokens for d in parts[-1]) <= limit
+    assert [d.document for part in parts for d in part] == fitting
+    again = part_of_round(documents, replace(query, round=len(parts)))
+    assert again == (parts[0] if parts else [])
+
+
+def test_own_tokens_are_counted_over_all_documents(learner: TextLearner, dialogues: Dialogues) -> None:
+    documents = [*dialogues(3), Document("silent", (Span("not mine", own=False),), "history", 9)]
+    wanted = sum(len(span.text) for d in documents[:-1] for span in d.spans if span.own)
+    assert learner.add("ann", documents) == wanted
+    assert len(learner.round_documents("ann", QUERY)) == 3
+
+
+def test_a_persons_new_text_takes_the_place_of_the_old(learner: TextLearner, dialogues: Dialogues) -> None:
+    learner.add("ann", dialogues(1))
+    stale = learner.round_documents("ann", QUERY)[0]
+    learner.add("ann", [replace(dialogues(1, first=3)[0], id=stale.encoded.document)])
+    fresh = learner.round_documents("ann", QUERY)[0]
+    assert not torch.equal(fresh.encoded.ids, stale.encoded.ids) and len(fresh.hidden) == len(fresh.encoded.ids)
+
+
+def test_forgetting_drops_one_persons_everything(learner: TextLearner, dialogues: Dialogues) -> None:
+    for user in ("ann", "ben"):
+        learner.add(user, dialogues(2))
+        learner.round_documents(user, QUERY)
+    learner.forget("ann")
+    assert [key[0] for key in learner._cached] == ["ben", "ben"] and list(learner._encoded) == ["ben"]
+    learner.forget("nobody")
+
+
+def test_the_same_seed_is_the_same_update(learner: TextLearner, dialogues: Dialogues) -> None:
+    learner.add("ann", dialogues(4))
+    zero = learner.layout.zero_cores()
+    first, again = (learner.update("ann", zero, QUERY, 5) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (learner.layout.dim,) and first.any()
+
+
+def test_no_more_steps_are_taken_than_the_query_allows(learner: TextLearner, dialogues: Dialogues) -> None:
+    learner.add("ann", dialogues(4))
+    one = replace(QUERY, limits=Limits(own_tokens=120, local_steps=1))
+    update = learner.update("ann", learner.layout.zero_cores(), one, 5)
+    assert np.linalg.norm(update) == pytest.approx(0.1, rel=1e-4), "the training's two steps would be longer"
+
+
+def test_an_update_lowers_the_loss_it_was_trained_on(learner: TextLearner, dialogues: Dialogues) -> None:
+    learner.add("ann", dialogues(4))
+    update = learner.update("ann", learner.layout.zero_cores(), QUERY, 5)
+    [zero, trained] = flat_cores(learner.layout, np.stack([np.zeros_like(update), update]))
+    assert learner.loss("ann", trained, QUERY) < learner.loss("ann", zero, QUERY)
+
+
+def test_nothing_to_read_is_no_loss_and_no_update(learner: TextLearner, dialogues: Dialogues) -> None:
+    learner.add("ann", [])
+    assert learner.loss("ann", learner.layout.zero_cores(), QUERY) == 0.0
+    assert not learner.update("ann", learner.layout.zero_cores(), QUERY, 5).any()
