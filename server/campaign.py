@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -169,12 +169,9 @@ class Campaign:
         slots = self.state.slots(self.plan.purpose(number))
         if not path.exists():
             write_atomic(path, self._query(number, attempt, slots).to_bytes())
-        data = path.read_bytes()
-        query = Query.from_bytes(data)
-        if query.release_sha256 != self._release_hash(slots):
-            raise LedgerError(f"{path.name} was asked from other adapters; this folder belongs to another campaign")
+        query = self._stored(number, attempt)
         self.ledger.reserve(query, FEDERATION, invited)
-        return Asked(query, data, invited, slots)
+        return Asked(query, query.to_bytes(), invited, slots)
 
     def take(self, asked: Asked, answers: Iterable[Answer]) -> RoundSum:
         """Sum the answers, flush the sum, advance the adapters and return the round.
@@ -216,9 +213,7 @@ class Campaign:
             path = self._path(number, attempt, "sum")
             if not path.exists():
                 return
-            query = Query.from_bytes(self._path(number, attempt, "query").read_bytes())
-            if query.campaign != self.plan.campaign or query.slot_dim != self.plan.slot_dim:
-                raise LedgerError(f"{path} belongs to another campaign")
+            query = self._stored(number, attempt)
             facts: Any = parse_canonical(path.read_bytes())
             yield self._committed(query, load_tensors(bytes.fromhex(facts["sum"]))["total"], facts["heads"])
 
@@ -257,6 +252,15 @@ class Campaign:
             limits=plan.limits,
             replayed_noise=plan.replayed_noise,
         )
+
+    def _stored(self, number: int, attempt: int) -> Query:
+        """Return the query on the disk. The plan and the adapters so far must ask the very same, or LedgerError."""
+        path = self._path(number, attempt, "query")
+        query = Query.from_bytes(path.read_bytes())
+        expected = self._query(number, attempt, self.state.slots(self.plan.purpose(number)))
+        if query != replace(expected, ledger_head=query.ledger_head):
+            raise LedgerError(f"{path.name} is not what this plan asks: the folder belongs to another campaign")
+        return query
 
     def _invited(self, number: int, attempt: int) -> tuple[str, ...]:
         rng = np.random.default_rng([self.plan.seed, 2, number, attempt])
