@@ -19,6 +19,39 @@ from privacy.errors import ConfigError
 KINDS = ("core", "svd")
 TRANSPORTS = ("ideal", "off")
 ENGINES = ("local",)
+LEAST = {
+    "max_people": 1,
+    "rounds": 1,
+    "cohort": 1,
+    "personas": 0,
+    "workers": 1,
+    "adapter.rank": 1,
+    "adapter.layers": 1,
+    "adapter.samples": 1,
+    "adapter.sample_tokens": 2,
+    "local.own_tokens": 1,
+    "local.steps": 1,
+    "local.max_document_tokens": 2,
+    "own.people": 0,
+    "own.tokens": 1,
+    "own.rank": 1,
+    "own.epochs": 1,
+    "evaluation.test_tokens": 1,
+    "evaluation.held_out": 0,
+    "evaluation.retrieved": 0,
+    "evaluation.retrieved_tokens": 0,
+}
+POSITIVE = {  # the largest value that makes sense
+    "adapter.damping": 1e6,
+    "privacy.delta": 0.5,
+    "local.step": 1e3,
+    "local.sampling_rate": 1.0,
+    "local.document_clip": 1e6,
+    "local.clip": 1e6,
+    "own.learning_rate": 1e3,
+    "own.record_epsilon": 1e3,
+    "own.record_delta": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -118,19 +151,20 @@ class RunConfig:
         _choice("adapter.kind", self.adapter.kind, KINDS)
         _choice("privacy.transport (masked comes with secure aggregation)", self.privacy.transport, TRANSPORTS)
         _choice("engine (flower comes with the next engine)", self.engine, ENGINES)
-        at_least = {"max_people": 1, "rounds": 1, "adapter.rank": 1, "adapter.layers": 1, "local.steps": 1}
-        for key, least in at_least.items():
-            if self.value(key) < least:
-                raise ConfigError(f"{key} must be at least {least}, not {self.value(key)}")
-        if self.cohort is not None and self.cohort < 1:
-            raise ConfigError(f"cohort must be at least 1, not {self.cohort}")
-        if self.personas < 0:
-            raise ConfigError(f"personas must be 0 or more, not {self.personas}")
-        for key in ("local.sampling_rate", "local.clip", "local.step", "privacy.delta"):
-            if not 0 < self.value(key) <= (1 if key != "local.clip" else 1e6):
-                raise ConfigError(f"{key} must be in (0, 1], not {self.value(key)}")
+        for key, least in LEAST.items():
+            value = self.value(key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key} must be at least {least}, not {value}")
+        for key, most in POSITIVE.items():
+            if not 0 < self.value(key) <= most:
+                raise ConfigError(f"{key} must be in (0, {most:g}], not {self.value(key)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.personas == 1:
+            raise ConfigError("personas must be 0 (none) or at least 2, not 1")
+        if self.own.people == 1:
+            raise ConfigError("own.people must be 0 or at least 2 (each is the wrong person of another), not 1")
+        self.noise_multiplier()
 
     def value(self, key: str) -> Any:
         """Return the value of a dotted key."""
@@ -198,6 +232,16 @@ def load_config(path: Path | None, settings: Sequence[str]) -> RunConfig:
         if not equals or not key:
             raise ConfigError(f"--set takes key=value, not {setting!r}")
         _put(tree, key.strip(), _parsed(text.strip()))
+    config: RunConfig = _build(RunConfig, tree, "")
+    return config
+
+
+def config_of(flat: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration whose `flat` this is, as a run's manifest holds it; raises ConfigError."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        if value is not None:
+            _put(tree, key, value)
     config: RunConfig = _build(RunConfig, tree, "")
     return config
 
