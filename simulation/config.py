@@ -83,7 +83,7 @@ class PrivacyConfig:
 class LocalConfig:
     """A device's work in a round; see `client.train.CoreTraining`. `clip` bounds the whole answer."""
 
-    own_tokens: int = 256
+    own_tokens: int = 160
     steps: int = 2
     step: float = 0.05
     sampling_rate: float = 0.5
@@ -105,7 +105,7 @@ class OwnConfig:
     """The own adapters of the evaluation: for how many people, from how much of their text."""
 
     people: int = 16
-    tokens: int = 768
+    tokens: int = 400
     rank: int = 8
     epochs: int = 2
     learning_rate: float = 1e-3
@@ -128,7 +128,7 @@ class RunConfig:
     """Everything that defines a run; equal configurations on equal people are equal campaigns."""
 
     people: str = "chitchat"
-    max_people: int = 160
+    max_people: int = 120
     model: str = "smollm2-135m"
     rounds: int = 2
     cohort: int | None = None

@@ -42,7 +42,7 @@ PACKAGES = (
     "presidio-analyzer",
     "flwr",
 )
-SCRUB_PEOPLE = 32
+SCRUB_PEOPLE = 16
 
 
 def simulate(
