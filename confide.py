@@ -74,6 +74,7 @@ COMMANDS = {
         "privacy.plan_cli", "plan", "Is a federation of this size worth it, and how large may its adapter be."
     ),
     "scrub": Entry("client.scrub_cli", "scrub", "Show what would be removed from a text; measure it against labels."),
+    "bench": Entry("simulation.bench.cli", "bench", "Our speed beside a peer's, as ratios from one run."),
     "model": Entry("client.model_cli", "model", "Fetch a base model once; see what is in the cache."),
 }
 

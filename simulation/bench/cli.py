@@ -1,0 +1,54 @@
+"""`confide bench`: our figures beside a peer's, as ratios, both measured in the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(help="Side by side with peers, as ratios.", no_args_is_help=True)
+
+
+@bench.callback()
+def group() -> None:
+    """Side by side with peers, as ratios of figures measured in one run on one machine."""
+
+
+@bench.command()
+def train(
+    people: Annotated[str, typer.Option(help="chitchat, or a JSONL file of people.")] = "chitchat",
+    model: Annotated[str, typer.Option(help="Name, folder or hub id of the base model.")] = "smollm2-135m",
+    documents: Annotated[int, typer.Option(help="Documents to train on.")] = 160,
+    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 3,
+    rank: Annotated[int, typer.Option(help="Rank of our cores.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Training tokens a second, and seconds to equal quality, against stock PEFT LoRA."""
+    from client.base_model import base_model_path
+    from client.model import LanguageModel
+    from simulation.basis_cache import cached_basis
+    from simulation.bench.train import train_rows
+    from simulation.config import AdapterConfig
+    from simulation.population import load_people
+    from simulation.progress import Progress
+
+    progress, adapter = Progress(quiet=as_json), AdapterConfig(rank=rank)
+    path: Path = base_model_path(model)
+    basis = cached_basis(path, adapter, 0, progress)
+    tokens = LanguageModel.load(path, top_layers=adapter.layers)
+    everyone = load_people(people, 200).people
+    history = [d for i in range(4) for p in everyone[40:] for d in p.history[i : i + 1]][:documents]
+    test = [p.test[0] for p in everyone[:40] if p.test]
+    encoded = [[e for e in (tokens.encode(d, 256) for d in part) if e.own_tokens] for part in (history, test)]
+    rows = train_rows(path, basis, encoded[0], encoded[1], adapter.layers, epochs)
+    if as_json:
+        typer.echo(json.dumps({"rows": rows}))
+        return
+    for row in rows:
+        limit = f"   {row['limit_ratio']:.2f} of the limit" if row["limit_ratio"] is not None else ""
+        typer.echo(
+            f"{row['work']}: {row['ours']:.0f} against {row['peer']:.0f} {row['unit']}: {row['ratio']:.1f} x{limit}"
+        )
+    typer.echo(f"peer: {rows[0]['peer_name']}; {rows[0]['same']}")

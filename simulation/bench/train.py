@@ -1,0 +1,200 @@
+"""Training against stock PEFT: LoRA rank 8 on q and v of all layers, float32, AdamW, whole sequences every step.
+
+Both sides read the same documents in the same batches and learn from the same target tokens. Ours: bfloat16 base where
+the CPU has it, cores on the top layers, frozen layers computed once per document and counted in, per-document gradients
+and clipping by Opacus (the peer has neither). Times are CPU seconds of one thread, since machines are shared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModule
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+
+from client.model import Cached, Encoded, LanguageModel
+from client.train import DocumentLoss, per_document_gradients
+from privacy.adapter import Basis
+
+PEER = "PEFT LoRA r=8, q and v, all layers, float32, AdamW"
+SAME = "same documents, batches, targets and thread; not the same: number and place of trained weights, base precision"
+Batches = Sequence[Sequence[int]]
+
+
+class Row(TypedDict):
+    """One line of `bench --json`: ours against the peer and against the machine's limit; `ratio` above 1 is better."""
+
+    work: str
+    unit: str
+    ours: float
+    peer: float
+    peer_name: str
+    ratio: float
+    limit: float | None
+    limit_ratio: float | None
+    same: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One contestant: `prepare` once per run, `step` on a batch of indices, `gain` on held-out documents (untimed)."""
+
+    name: str
+    prepare: Callable[[], None]
+    step: Callable[[Sequence[int]], None]
+    loss: Callable[[], float]
+
+
+def train_rows(
+    model_path: Path, basis: Basis, train: list[Encoded], test: list[Encoded], layers: int, epochs: int
+) -> list[Row]:
+    """Return the rows `train.step` (tokens a CPU second) and `train.to_gain` (CPU seconds to an equal held-out loss)."""
+    torch.set_num_threads(1)
+    order = _batches(train, epochs)
+    tokens = epochs * sum(len(e.ids) for e in train)
+    peer_seconds, peer_curve = _run(_peer(model_path, train, test), order)
+    model = LanguageModel.load(model_path, top_layers=layers)
+    model.attach(basis)
+    own_seconds, own_curve = _run(_ours(model, train, test), order)
+    limit = tokens / (_flops(model, train) * epochs / _gemm_rate())
+    step = Row(
+        work="train.step",
+        unit="tokens per CPU second",
+        ours=tokens / own_seconds,
+        peer=tokens / peer_seconds,
+        peer_name=PEER,
+        ratio=peer_seconds / own_seconds,
+        limit=limit,
+        limit_ratio=tokens / own_seconds / limit,
+        same=SAME,
+    )
+    return [step, _to_gain(own_curve, peer_curve)]
+
+
+def _to_gain(ours: list[tuple[float, float]], peer: list[tuple[float, float]]) -> Row:
+    """Return the seconds that each side needs to the loss that both reach: the worse of the two best losses."""
+    target = max(min(loss for _, loss in ours), min(loss for _, loss in peer))
+    first = [next(seconds for seconds, loss in curve if loss <= target) for curve in (ours, peer)]
+    base = ours[0][1]
+    return Row(
+        work="train.to_gain",
+        unit=f"CPU seconds to {100 * (1 - target / base):.1f} % under base",
+        ours=first[0],
+        peer=first[1],
+        peer_name=PEER,
+        ratio=first[1] / first[0] if first[0] else float("inf"),
+        limit=None,
+        limit_ratio=None,
+        same=SAME,
+    )
+
+
+def _run(side: Side, order: Batches) -> tuple[float, list[tuple[float, float]]]:
+    """Return the CPU seconds of all steps and the curve of (seconds, held-out loss), measured outside the clock."""
+    spent, curve = 0.0, [(0.0, side.loss())]
+    started = time.process_time()
+    side.prepare()
+    spent += time.process_time() - started
+    checks = set(np.linspace(0, len(order) - 1, 9).astype(int)[1:].tolist())
+    for i, batch in enumerate(order):
+        started = time.process_time()
+        side.step(batch)
+        spent += time.process_time() - started
+        if i in checks:
+            curve.append((spent, side.loss()))
+    return spent, curve
+
+
+def _batches(train: Sequence[Encoded], epochs: int, size: int = 8) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    order: list[list[int]] = []
+    for _ in range(epochs):
+        shuffled = rng.permutation(len(train)).tolist()
+        order += [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+    return order
+
+
+def _ours(model: LanguageModel, train: list[Encoded], test: list[Encoded]) -> Side:
+    cached: list[Cached] = []
+    held_out = [model.prefix(e) for e in test]
+    loss = DocumentLoss(model, model.cores().values())
+    parameters = list(loss.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
+    wrapped: list[GradSampleModule] = []
+
+    def prepare() -> None:
+        cached.extend(model.prefix(e) for e in train)
+        for p in parameters:
+            p.requires_grad_(True)
+        wrapped.append(GradSampleModule(loss))
+
+    def step(batch: Sequence[int]) -> None:
+        per_document_gradients(wrapped[0], [cached[i] for i in batch])
+        samples: list[Any] = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
+        norms = torch.stack([s.flatten(1).norm(dim=1) for s in samples]).norm(dim=0)
+        for p, s in zip(parameters, samples, strict=True):
+            p.grad = torch.einsum("n,n...->...", (8.0 / norms).clamp(max=1.0), s) / len(batch)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for p in parameters:
+            del p.grad_sample  # type: ignore[attr-defined]
+
+    return Side("ours", prepare, step, lambda: _mean_nats(model, held_out))
+
+
+def _mean_nats(model: LanguageModel, documents: Sequence[Cached]) -> float:
+    nats = torch.cat(model.document_nats(documents))
+    return float(nats.double().mean())
+
+
+def _peer(model_path: Path, train: list[Encoded], test: list[Encoded]) -> Side:
+    from transformers import AutoModelForCausalLM
+
+    net: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    net.config.use_cache = False
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    peft: Any = get_peft_model(net, config)
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
+
+    def nats(documents: Sequence[Encoded]) -> torch.Tensor:
+        ids = torch.nn.utils.rnn.pad_sequence([e.ids for e in documents], batch_first=True)
+        target = torch.nn.utils.rnn.pad_sequence([e.target for e in documents], batch_first=True)
+        logits = peft(input_ids=ids).logits[:, :-1]
+        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return loss[target[:, 1:].flatten()]
+
+    def step(batch: Sequence[int]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        nats([train[i] for i in batch]).mean().backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def held_out_loss() -> float:
+        return float(torch.cat([nats([e]) for e in test]).double().mean())
+
+    return Side("peer", lambda: None, step, held_out_loss)
+
+
+def _flops(model: LanguageModel, train: Sequence[Encoded]) -> float:
+    """Return the multiplications that ours cannot do without: prefix forward, top and head forward and backward."""
+    layer = sum(m.weight.numel() for m in model.linear_modules().values()) / (model.depth - model.first)
+    tokens, targets = sum(len(e.ids) for e in train), sum(e.own_tokens for e in train)
+    return tokens * layer * (model.first + 2 * (model.depth - model.first)) + 2 * targets * model.head.numel()
+
+
+def _gemm_rate() -> float:
+    """Return this machine's multiplications a CPU second in bfloat16, one thread, on a shape of the model's."""
+    a, b = torch.randn(1024, 576).bfloat16(), torch.randn(576, 1536).bfloat16()
+    for _ in range(3):
+        _ = a @ b
+    started = time.process_time()
+    for _ in range(50):
+        _ = a @ b
+    return 50 * a.shape[0] * a.shape[1] * b.shape[1] / (time.process_time() - started)
