@@ -48,7 +48,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 demo: $(READY)
-	@$(RUN)/confide simulate --out runs/demo
+	@$(RUN)/confide simulate --out runs/demo --overwrite
 
 test: $(READY)
 	@$(RUN)/python -m pytest --quiet --numprocesses $(JOBS) --dist loadfile

@@ -45,7 +45,8 @@ class RunFolder:
     def begin(self, config: RunConfig, overwrite: bool, *, people_sha256: str, replayed: bool) -> None:
         """Make the folder ready: a new run, or the same run to go on with after a crash.
 
-        `overwrite` removes an earlier run (never a folder that holds something else). What a run is, is its
+        `overwrite` removes a finished or another run (never a folder that holds something else); an unfinished one of
+        the same configuration goes on all the same. What a run is, is its
         configuration, its people and whether its noise is replayed: going on with another of these would claim for old
         rounds what holds for new ones.
         """
@@ -56,10 +57,13 @@ class RunFolder:
             "replayed_noise": replayed,
         }
         known = self._manifest()
-        if known is not None and overwrite:
-            self._clear()
-        elif known is not None:
-            self._require_same(known, facts)
+        if known is not None:
+            try:
+                self._require_same(known, facts)
+            except ConfigError:
+                if not overwrite:
+                    raise
+                self._clear()
         self.write_manifest({**facts, "state": "running"})
         self.checkpoints.mkdir(exist_ok=True)
 

@@ -55,7 +55,7 @@ class Side:
 def train_rows(
     model_path: Path, basis: Basis, train: list[Encoded], test: list[Encoded], layers: int, epochs: int
 ) -> list[Row]:
-    """Return the rows `train.step` (tokens a CPU second) and `train.to_gain` (CPU seconds to an equal held-out loss)."""
+    """Return the rows `train.step` (tokens a CPU second) and `train.to_gain` (CPU seconds to an equal loss)."""
     torch.set_num_threads(1)
     order = _batches(train, epochs)
     tokens = epochs * sum(len(e.ids) for e in train)
