@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from client.model import Cached, Encoded, LanguageModel, batches_by_length, padded
 from privacy.adapter import Basis
+from privacy.errors import ModelError
 
 Progress = Callable[[int, int], None]
 
@@ -90,9 +91,13 @@ def whitened_basis(
     """Return the whitened basis (module docstring) of the model's adapted layers on `texts`.
 
     Factors are rounded to bfloat16 values, so that a bfloat16 device and a float32 one hold the same basis. The model
-    must carry no adapters. Texts with fewer than two tokens are left out.
+    must carry no adapters. Texts with fewer than two tokens are left out. Raises ModelError where none is left, or the
+    rank does not fit a module.
     """
     modules = chosen_modules(model, settings.modules)
+    _check_rank(modules, settings.rank)
+    if not any(text.own_tokens for text in texts):
+        raise ModelError("no text of two tokens or more to make a basis from")
     moments = second_moments(model, modules, texts, settings, progress)
     return Basis({name: _whiten(moments[name], settings) for name in modules})
 
@@ -100,6 +105,12 @@ def whitened_basis(
 def chosen_modules(model: LanguageModel, wanted: Sequence[str]) -> dict[str, nn.Linear]:
     """Return the adapted layers' linear modules whose last name part is in `wanted` (all, when empty)."""
     return {n: m for n, m in model.linear_modules().items() if not wanted or n.rsplit(".", 1)[-1] in wanted}
+
+
+def _check_rank(modules: dict[str, nn.Linear], rank: int) -> None:
+    for name, module in modules.items():
+        if not 1 <= rank <= min(module.in_features, module.out_features):
+            raise ModelError(f"rank {rank} does not fit {name} [{module.out_features}, {module.in_features}]")
 
 
 def second_moments(
@@ -197,8 +208,9 @@ def _scaled_directions(moment: NDArray[np.float64], settings: BasisSettings) -> 
 
 def svd_basis(model: LanguageModel, settings: BasisSettings) -> Basis:
     """Return A, B from the leading singular triples of each weight, B carrying the singular values (LoRA-XS)."""
-    factors = {}
-    for name, module in chosen_modules(model, settings.modules).items():
+    factors, modules = {}, chosen_modules(model, settings.modules)
+    _check_rank(modules, settings.rank)
+    for name, module in modules.items():
         u, s, vt = torch.linalg.svd(module.weight.detach().float().cpu(), full_matrices=False)
         r = settings.rank
         factors[name] = (_bfloat16_values(vt[:r].numpy()), _bfloat16_values((u[:, :r] * s[:r]).numpy()))

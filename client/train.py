@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from client.model import GLOBAL, OWN, Cached, LanguageModel, batches_by_length, padded
+from client.own import own_modules, own_tensors, reset_own
 from privacy.adapter import Cores
 from privacy.errors import ModelError
 
@@ -167,7 +168,7 @@ def _private_steps(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batches = max(1, round(1 / plan.sampling_rate))
-    with trainable(parameters), _quiet():
+    with trainable(parameters), quiet():
         engine = PrivacyEngine(accountant="rdp")
         loader = DataLoader(
             TensorDataset(torch.arange(len(documents))),
@@ -225,10 +226,14 @@ def per_document_gradients(loss: GradSampleModule, documents: Sequence[Cached]) 
 
 
 def one_gradient(loss: DocumentLoss, document: Cached, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the gradient of one document's mean loss alone, flat over `parameters`."""
+    """Return the gradient of one document's mean loss alone, flat over `parameters`; ModelError if it has none."""
     rows = padded([document])
-    found = torch.autograd.grad(loss(rows.hidden, *rows.where, rows.labels).sum(), list(parameters))
-    return torch.cat([g.flatten() for g in found])
+    total = loss(rows.hidden, *rows.where, rows.labels).sum()
+    found = torch.autograd.grad(total, list(parameters), allow_unused=True) if total.requires_grad else [None]
+    gradients = [g.flatten() for g in found if g is not None]
+    if len(gradients) < len(parameters):
+        raise ModelError("a document's loss has no gradient by a trained parameter: the adapter would learn nothing")
+    return torch.cat(gradients)
 
 
 def unwrap(wrapped: GradSampleModule, parameters: Sequence[nn.Parameter]) -> None:
@@ -282,37 +287,6 @@ def train_own(
     return {name: p.detach().clone() for name, p in own_tensors(model).items()}, privacy
 
 
-def own_modules(model: LanguageModel) -> list[nn.Module]:
-    """Return the linear halves of the adapter `own`, A and B of every module in turn."""
-    return [m for n, m in model.net.named_modules() if n.endswith((f".lora_A.{OWN}", f".lora_B.{OWN}"))]
-
-
-def own_tensors(model: LanguageModel) -> dict[str, nn.Parameter]:
-    """Return the parameters of the adapter `own` by full name."""
-    return {n: p for n, p in model.net.named_parameters() if ".lora_" in n and f".{OWN}." in n}
-
-
-@torch.no_grad()
-def load_own(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
-    """Copy an own adapter's tensors into the model; raises ModelError where the names differ."""
-    here = own_tensors(model)
-    if set(here) != set(tensors):
-        raise ModelError("this own adapter was trained for other modules")
-    for name, parameter in here.items():
-        parameter.copy_(tensors[name])
-
-
-@torch.no_grad()
-def reset_own(model: LanguageModel, generator: torch.Generator) -> None:
-    """Make the own adapter a fresh one: A uniform as PEFT draws it, B zero, so that it starts as the identity."""
-    for name, p in own_tensors(model).items():
-        if ".lora_A." in name:
-            bound = 1.0 / math.sqrt(p.shape[1])
-            p.copy_((torch.rand(p.shape, generator=generator) * 2 - 1) * bound)
-        else:
-            p.zero_()
-
-
 def _train_plainly(
     loss: DocumentLoss,
     optimizer: torch.optim.Optimizer,
@@ -339,7 +313,7 @@ def _train_plainly(
 @lru_cache(maxsize=1024)
 def _noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """Return the least noise that Opacus' RDP accountant finds enough; seconds of search, the same for many people."""
-    with _quiet():
+    with quiet():
         found = get_noise_multiplier(
             target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"
         )
@@ -363,7 +337,7 @@ def _train_with_record_privacy(
     if charge is not None:
         charge(noise, rate, steps, settings.document_clip, settings.record_delta)
     engine = _private_steps(loss, optimizer, documents, plan, generator)
-    with _quiet():
+    with quiet():
         spent = float(engine.get_epsilon(settings.record_delta))
     return RecordPrivacy(spent, settings.record_delta, noise, rate, steps)
 
@@ -381,7 +355,7 @@ def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Opacus warns of its non-cryptographic noise, of full backward hooks and of few Renyi orders.
 
     The first two are dealt with and documented; fewer orders than would be tightest make its epsilon larger, not wrong.

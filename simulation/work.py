@@ -16,8 +16,9 @@ from client.agent import Device, Release, open_devices
 from client.documents import Document, Person, latest, shortened
 from client.learner import TextLearner, flat_cores
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
+from client.own import load_own
 from client.retrieve import TextIndex
-from client.train import CoreTraining, OwnTraining, load_own, train_own
+from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
 from privacy.answer import make_answer, slotted_update
 from privacy.canonical import sha256_hex

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from client import train
 from client.model import GLOBAL, OWN, Cached, LanguageModel, padded
+from client.own import load_own, own_modules, own_tensors, reset_own
 from client.train import (
     CoreTraining,
     DocumentLoss,
@@ -26,12 +27,8 @@ from client.train import (
     OwnTraining,
     StepPlan,
     core_update,
-    load_own,
     one_gradient,
-    own_modules,
-    own_tensors,
     per_document_gradients,
-    reset_own,
     train_own,
     trainable,
     unwrap,
@@ -74,7 +71,7 @@ LOSSES = {"core": core_loss, "own": own_loss}
 def batch_gradients(loss: DocumentLoss, documents: list[Cached]) -> Tensor:
     """Return Opacus' gradient of each document of one batch, float32 [documents, parameters]."""
     parameters = list(loss.parameters())
-    with trainable(parameters), train._quiet():
+    with trainable(parameters), train.quiet():
         wrapped = GradSampleModule(loss.train())
         try:
             per_document_gradients(wrapped, documents)
@@ -296,7 +293,7 @@ def test_a_step_that_fails_leaves_nothing_to_the_next(model: LanguageModel, cach
 def test_a_call_by_keywords_has_the_same_gradients(model: LanguageModel, cached: CachedDialogues) -> None:
     loss, documents = core_loss(model), cached(model, 4)
     parameters, rows = list(loss.parameters()), padded(documents)
-    with trainable(parameters), train._quiet():
+    with trainable(parameters), train.quiet():
         wrapped = GradSampleModule(loss.train())
         row, column = rows.where
         wrapped(hidden=rows.hidden, row=row, column=column, labels=rows.labels).mean().backward()
