@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from simulation.evaluate_run import Scorecard
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the configuration; repeatable.")]
@@ -16,7 +19,7 @@ def simulate(
     out: Annotated[Path, typer.Option("--out", help="The RUN folder; an unfinished run there goes on.")],
     config: Annotated[Path | None, typer.Argument(help="A TOML file; without one, the embedded defaults.")] = None,
     set_: Set = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --out first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a finished or another run in --out.")] = False,
     replay_noise: Annotated[
         Path | None, typer.Option(help="A 32-byte noise key: for tests; stamps NOT PRIVATE.")
     ] = None,
@@ -41,3 +44,48 @@ def simulate(
     else:
         print_report(report, Console())
         typer.echo(f"\n{out / 'report.html'}   {out / 'audit.html'}   {out / 'release'}")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A RUN folder with a finished release.")],
+    people: Annotated[
+        str | None, typer.Option(help="JSONL file of people never seen before, or `chitchat`. Default: the run's own.")
+    ] = None,
+    arms: Annotated[str | None, typer.Option(help="Comma-separated; default: all but own_record_dp.")] = None,
+    own_people: Annotated[
+        int | None, typer.Option(min=0, help="At most so many get the arms of their own. Default: all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score held-out people against the release of a run; nothing is tuned, nothing is kept."""
+    import json
+
+    from simulation.evaluate_run import DEFAULT_ARMS, evaluate_run
+    from simulation.progress import Progress
+    from simulation.quiet import quiet_libraries
+
+    quiet_libraries()
+    chosen = [arm.strip() for arm in arms.split(",")] if arms is not None else list(DEFAULT_ARMS)
+    card = evaluate_run(run, people, chosen, Progress(quiet=as_json), own_people=own_people)
+    if as_json:
+        sys.stdout.write(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    else:
+        _print_scorecard(card)
+
+
+def _print_scorecard(card: Scorecard) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from simulation.terminal import arms_table, people_table
+
+    console = Console()
+    for reason in card["not_private"]:
+        console.print(Text(f"NOT PRIVATE: {reason}", style="bold red"))
+    seen = card["people_in_training"]
+    whose = f"{seen} of them took part in the run" if seen else "none of them took part in the run"
+    console.print(Text(f"{card['people_scored']} people of {card['data']}, {whose}"))
+    console.print(arms_table(card["arms"], not_private=bool(card["not_private"])))
+    console.print(people_table(card["people"]))
+    for warning in card["warnings"]:
+        console.print(Text(warning))

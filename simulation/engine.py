@@ -212,11 +212,11 @@ def _row(query: Query, updates: dict[str, Vector], survivors: int, seconds: floa
 def _signal(updates: Sequence[Vector], clip: float) -> tuple[float | None, float | None, float]:
     """Return alpha (norm of the mean of unit updates), the norm of the mean of clipped updates, the share clipped."""
     norms = [float(np.linalg.norm(u)) for u in updates]
-    moving = [(u, n) for u, n in zip(updates, norms, strict=True) if n > 0]
-    if not moving:
+    if not any(norms):
         return None, None, 0.0
-    alpha = float(np.linalg.norm(np.mean([u / n for u, n in moving], axis=0)))
-    mean = float(np.linalg.norm(np.mean([u * min(1.0, clip / n) for u, n in moving], axis=0)))
+    safe = [(u, n or 1.0) for u, n in zip(updates, norms, strict=True)]  # who had nothing to learn counts as zero
+    alpha = float(np.linalg.norm(np.mean([u / n for u, n in safe], axis=0)))
+    mean = float(np.linalg.norm(np.mean([u * min(1.0, clip / n) for u, n in safe], axis=0)))
     return alpha, mean, sum(n > clip for n in norms) / len(norms)
 
 

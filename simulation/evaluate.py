@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.host import Hosts
+from simulation.host import Call, Hosts
 from simulation.metrics import Score
 from simulation.progress import Progress
 
@@ -58,14 +58,17 @@ def score_personas(
     return chosen
 
 
-def score_own(pool: Hosts, users: Sequence[str], core: Vector, into: Evaluation, progress: Progress) -> None:
-    """Train own adapters (plain and with record-level privacy) for `users`; score own, all, retrieval, wrong person.
+def score_own(
+    pool: Hosts, users: Sequence[str], core: Vector, into: Evaluation, progress: Progress, *, record: bool = True
+) -> None:
+    """Train own adapters, with `record` also under record-level privacy; score own, all, retrieval, wrong person.
 
-    The wrong person of each is the next in the list, so every adapter is scored once on another's text.
+    The wrong person of each is the next in the list, so every adapter is scored once on another's text; a single
+    person has none.
     """
     own: dict[str, Any] = {}
-    record: dict[str, Any] = {}
-    with progress.task("own adapters", 2 * len(users)) as step:
+    guarded: dict[str, Any] = {}
+    with progress.task("own adapters", (1 + record) * len(users)) as step:
 
         def keep(into_adapters: dict[str, Any]) -> Any:
             def done(user: str, result: tuple[Any, dict[str, Any] | None]) -> None:
@@ -77,16 +80,21 @@ def score_own(pool: Hosts, users: Sequence[str], core: Vector, into: Evaluation,
             return done
 
         pool.run([(user, ("train_own", (user, core, False))) for user in users], keep(own))
-        pool.run([(user, ("train_own", (user, core, True))) for user in users], keep(record))
+        if record:
+            pool.run([(user, ("train_own", (user, core, True))) for user in users], keep(guarded))
     wrong = {user: users[(i + 1) % len(users)] for i, user in enumerate(users)}
+    calls: list[tuple[str, Call]] = []
     with progress.task("scoring own adapters", len(users)) as step:
 
         def scored(user: str, scores: Any) -> None:
             into.add(user, scores)
             step()
 
-        arguments = {user: (user, core, own[user], record[user], own[wrong[user]]) for user in users}
-        pool.run([(user, ("score_person", arguments[user])) for user in users], scored)
+        for user in users:
+            arms = {"wrong_person": own[wrong[user]]} if wrong[user] != user else {}
+            arms |= {"own_record_dp": guarded[user]} if record else {}
+            calls.append((user, ("score_person", (user, core, own[user], arms))))
+        pool.run(calls, scored)
 
 
 def scrubbing_cost(

@@ -28,7 +28,7 @@ from simulation.host import HostPool, Hosts, HostSettings
 from simulation.progress import Progress
 from simulation.report import write_report
 from simulation.report_schema import Report
-from simulation.setting import Setting, federation_ledger, host_settings, prepare
+from simulation.setting import Setting, drawn, federation_ledger, host_settings, prepare
 from simulation.summary import Facts, build_report
 
 PACKAGES = (
@@ -197,12 +197,6 @@ def _evaluate(
         if chosen:
             evaluate.score_own(pool, chosen, core, evaluation, setting.progress)
     return evaluation, personas
-
-
-def drawn(users: Sequence[str], number: int, seed: Sequence[int]) -> list[str]:
-    """Return at most `number` of `users`, sorted, drawn by `seed` whatever the order they came in."""
-    order = np.random.default_rng(seed).permutation(sorted(users))
-    return sorted(order[:number].tolist())
 
 
 def _scrubbing_cost(setting: Setting, pool: Hosts, campaign: Campaign) -> tuple[float, float] | None:

@@ -101,6 +101,12 @@ def split_people(population: Population, config: RunConfig) -> tuple[tuple[Perso
     return tuple(p for i, p in enumerate(people) if i not in out), tuple(p for i, p in enumerate(people) if i in out)
 
 
+def drawn(users: Sequence[str], number: int, seed: Sequence[int]) -> list[str]:
+    """Return at most `number` of `users`, sorted, drawn by `seed` whatever the order they came in."""
+    order = np.random.default_rng(seed).permutation(sorted(users))
+    return sorted(order[:number].tolist())
+
+
 def federation_ledger(setting: Setting) -> Ledger:
     """Return the federation's ledger, open for writing, with the devices' keys and the policy in it."""
     keys = {user: key.public_key().public_bytes_raw().hex() for user, key in setting.secrets.devices.items()}

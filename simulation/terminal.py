@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +29,7 @@ def print_report(report: Report, console: Console, *, people: int = PEOPLE_SHOWN
         console.print(Text(line, style="bold"))
     console.print()
     console.print(Text(_what(report)))
-    console.print(arms_table(report))
+    console.print(arms_table(report["arms"], not_private=bool(report["not_private"])))
     rows = sorted(report["people"], key=lambda row: (-len(row["bits"]), row["user"]))[:people]
     if rows:
         console.print(people_table(rows))
@@ -43,7 +45,7 @@ def _what(report: Report) -> str:
     )
 
 
-def arms_table(report: Report) -> Table:
+def arms_table(arms: Mapping[str, Arm], *, not_private: bool = False) -> Table:
     """Return one row per arm: bits per token, base's on the same tokens, gain with interval, people better, people."""
     table = Table(
         box=box.SIMPLE, title="bits per token, and base on the same tokens", title_justify="left", pad_edge=False
@@ -51,9 +53,8 @@ def arms_table(report: Report) -> Table:
     table.add_column("arm", no_wrap=True)
     for heading in ("bits", "base", "gain", "95 %", "better", "people"):
         table.add_column(heading, justify="right", no_wrap=True)
-    not_private = bool(report["not_private"])
-    for name in wording.arms_in_order(report["arms"]):
-        arm = report["arms"][name]
+    for name in wording.arms_in_order(arms):
+        arm = arms[name]
         label = Text(wording.arm_label(name, not_private=not_private), style="bold" if name == "global" else "")
         table.add_row(label, *_arm_cells(name, arm))
     return table

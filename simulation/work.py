@@ -202,19 +202,15 @@ class HostWork:
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
         return arrays, None if privacy is None else {**vars(privacy), "clip_norm": settings.document_clip}
 
-    def score_person(self, user: str, core: Vector, own: Tensors, record: Tensors, wrong: Tensors) -> Scores:
-        """Return the nats of the arms that only some people have: own, own_record_dp, retrieval, all, wrong_person."""
+    def score_person(self, user: str, core: Vector, own: Tensors, others: Mapping[str, Tensors]) -> Scores:
+        """Return the nats of the arms that only some people have: retrieval, own, all, and `others` by their names."""
         self.model.set_cores(self.learner.layout.unflatten(core))
         test, with_memory = self._test(user), self._with_memories(user)
         self.model.activate(GLOBAL)
         scores: Scores = {"retrieval": self._scored(with_memory, test)}
         self.model.activate(GLOBAL, OWN)
-        for name, tensors, documents in (
-            ("own_record_dp", record, test),
-            ("wrong_person", wrong, test),
-            ("own", own, test),
-            ("all", own, with_memory),
-        ):
+        alone = [(name, tensors, test) for name, tensors in others.items()]
+        for name, tensors, documents in (*alone, ("own", own, test), ("all", own, with_memory)):
             load_own(self.model, {key: torch.from_numpy(value) for key, value in tensors.items()})
             scores[name] = self._scored(documents, test)
         return scores
