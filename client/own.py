@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from client.model import OWN, LanguageModel
-from privacy.errors import ModelError
+from privacy.adapter import Matrix, lora_files
+from privacy.errors import ExportRefused, ModelError
+from privacy.files import new_folder, write_flushed
+
+
+@dataclass(frozen=True)
+class RecordPrivacy:
+    """What Opacus' RDP accountant says of one own adapter: document-level, add/remove one document."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
 
 
 def own_modules(model: LanguageModel) -> list[nn.Module]:
@@ -40,3 +58,34 @@ def reset_own(model: LanguageModel, generator: torch.Generator) -> None:
             p.copy_((torch.rand(p.shape, generator=generator) * 2 - 1) * bound)
         else:
             p.zero_()
+
+
+def save_own(folder: Path, tensors: Mapping[str, Tensor], privacy: RecordPrivacy | None, base_model_name: str) -> None:
+    """Write what `train_own` returned as the PEFT folder `folder`, whole or not at all, with its guarantee beside it.
+
+    Stock PEFT loads it beside the release's `global`, on top of which it was trained: both must be active.
+    Raises ExportRefused without record-level privacy, ModelError for tensors that are no LoRA.
+    """
+    if privacy is None:
+        raise ExportRefused(
+            "an own adapter leaves its device only if trained with record-level privacy; this one was not"
+        )
+    guarantee = {"unit": "document", "adjacency": "add or remove one", "sampler": "poisson", **asdict(privacy)}
+    files = lora_files(own_factors(tensors), base_model_name)
+    files["privacy.json"] = json.dumps(guarantee, indent=2, sort_keys=True).encode() + b"\n"
+    with new_folder(folder) as beside:
+        for name, data in files.items():
+            write_flushed(beside / name, data)
+
+
+def own_factors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Matrix, Matrix]]:
+    """Return the LoRA factors module -> (A [r, d_in], B [d_out, r]) of an own adapter's tensors, sorted by module."""
+    end_a, end_b = f".lora_A.{OWN}.weight", f".lora_B.{OWN}.weight"
+    modules = sorted(name.removesuffix(end_a) for name in tensors if name.endswith(end_a))
+    if set(tensors) != {module + end for module in modules for end in (end_a, end_b)} or not modules:
+        raise ModelError("these tensors are not one A and one B per module")
+    return {module: (_array(tensors[module + end_a]), _array(tensors[module + end_b])) for module in modules}
+
+
+def _array(tensor: Tensor) -> Matrix:
+    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from client.model import GLOBAL, OWN, Cached, LanguageModel, batches_by_length, padded
-from client.own import own_modules, own_tensors, reset_own
+from client.own import RecordPrivacy, own_modules, own_tensors, reset_own
 from privacy.adapter import Cores
 from privacy.errors import ModelError
 
@@ -62,17 +62,6 @@ class OwnTraining:
     record_epsilon: float | None = None
     record_delta: float = 1e-5
     document_clip: float = 1.0
-
-
-@dataclass(frozen=True)
-class RecordPrivacy:
-    """What Opacus' RDP accountant says of one own adapter: document-level, add/remove one document."""
-
-    epsilon: float
-    delta: float
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,7 @@ class Basis:
     @cached_property
     def layout(self) -> AdapterLayout:
         """Return where each core of this basis stands in the flat vector."""
-        sites = (Site(name, a.shape[0], a.shape[1], b.shape[0]) for name, (a, b) in self.factors.items())
-        return AdapterLayout(tuple(sites))
+        return _layout(self.factors)
 
     @cached_property
     def sha256(self) -> str:
@@ -210,17 +209,22 @@ def max_core_bytes(layout: AdapterLayout) -> int:
 
 
 def peft_files(basis: Basis, cores: Cores, base_model_name: str) -> dict[str, bytes]:
+    """Return the two files of a PEFT LoRA folder that holds the cores: `lora_A` is A, `lora_B` is B R."""
+    return lora_files(lora_factors(basis, cores), base_model_name)
+
+
+def lora_files(factors: Mapping[str, tuple[Matrix, Matrix]], base_model_name: str) -> dict[str, bytes]:
     """Return the two files of a PEFT LoRA folder that stock `PeftModel.from_pretrained` loads (causal LM).
 
-    `lora_A` is A, `lora_B` is B R, `lora_alpha` equals the rank everywhere, so that PEFT's scaling is 1. Modules are
-    named in full: PEFT also matches a name as the end of a longer one, which no module of one model has. Same input,
-    same bytes.
+    `factors` maps modules, sorted by name, to `lora_A` [r, d_in] and `lora_B` [d_out, r]; `lora_alpha` equals the rank
+    everywhere, so that PEFT's scaling is 1. Modules are named in full: PEFT also matches a name as the end of a longer
+    one, which no module of one model has. Same input, same bytes.
     """
     tensors = {}
-    for name, (a, b) in lora_factors(basis, cores).items():
+    for name, (a, b) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = a
         tensors[f"base_model.model.{name}.lora_B.weight"] = b
-    config = json.dumps(_peft_config(basis.layout, base_model_name), indent=2, sort_keys=True) + "\n"
+    config = json.dumps(_peft_config(_layout(factors), base_model_name), indent=2, sort_keys=True) + "\n"
     return {
         "adapter_config.json": config.encode(),
         "adapter_model.safetensors": save_tensors(tensors, {"format": "pt"}),
@@ -246,6 +250,10 @@ def read_tensors(data: bytes, limit: int) -> dict[str, Matrix]:
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise ModelError("tensors must be float32")
     return tensors
+
+
+def _layout(factors: Mapping[str, tuple[Matrix, Matrix]]) -> AdapterLayout:
+    return AdapterLayout(tuple(Site(name, a.shape[0], a.shape[1], b.shape[0]) for name, (a, b) in factors.items()))
 
 
 def _peft_config(layout: AdapterLayout, base_model_name: str) -> dict[str, object]:

@@ -10,6 +10,7 @@
     ├── CohortTooSmall        fewer survivors than the query promised
     ├── ReleaseInvalid        a release whose files, hashes or claims do not agree
     ├── ModelError            a model or adapter that does not fit
+    ├── ExportRefused         an own adapter that may not leave its device
     └── PolicyRefused         the device says no; carries a code of a closed list
         └── BudgetExhausted   the device says no for good: the budget is spent
 
@@ -61,6 +62,10 @@ class ReleaseInvalid(ConfideError):
 
 class ModelError(ConfideError):
     """A model or adapter that does not fit what was asked."""
+
+
+class ExportRefused(ConfideError):
+    """An own adapter without record-level privacy: it may know any document by heart, and stays on its device."""
 
 
 class PolicyRefused(ConfideError):
