@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from client.documents import Document, Person, Span, own_words
+from client.records import OWN_LABEL, PARTNER_LABEL
 from privacy.errors import DataError
 from simulation.datasets.loaded import Loaded
 
 PACKAGE = "chitchat_dataset"
 TEST_SHARE = Fraction(1, 4)
-OWN_LABEL = "Me: "
-PARTNER_LABEL = "You: "
 
 
 @dataclass(frozen=True, slots=True)

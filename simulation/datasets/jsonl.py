@@ -1,11 +1,6 @@
 """People from a file of JSON lines: `{"user": "u1", "task": "...", "split": "history|test", "i": 0, ...}`.
 
-One record is one document. Which fields hold text is decided by the columns, whatever the task is called:
-
-    turns            a list of texts, all the person's own, one a line;
-                     or of pairs [who, text], who == "me" for the person: rendered as `Me: ...` and `You: ...`
-    input, output    input is context, output the person's own
-    title, text      both the person's own, one a line
+One record is one document; which columns hold text, and whose it is, stands in `client.records`.
 
 `i` is the place in time inside a user (the line number where it is missing). Without a `split`, the last
 quarter of a user's records are test. `group` names a conversation that several users share: if one of its
@@ -15,29 +10,21 @@ records is test, all are. A broken line is reported by number and left out.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
-from client.documents import Document, Person, Span, Split, own_words
+from client.documents import Document, Person, Split, own_words
+from client.records import BrokenLine, checked_field, json_record, spans_of
 from privacy.errors import DataError
-from simulation.datasets.chitchat import OWN_LABEL, PARTNER_LABEL
 from simulation.datasets.loaded import Loaded
 
 MAX_LINE_BYTES = 1 << 20
 MAX_WARNINGS = 200
 SAFE_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-TEXT_FIELDS = ("turns", "input", "output", "title", "text")
-
-_Value = TypeVar("_Value", str, int)
-
-
-class BrokenLine(Exception):
-    """A record that cannot be used. The message names the fault and never quotes the line."""
 
 
 @dataclass(slots=True)
@@ -88,17 +75,6 @@ def user_name(user: str) -> str:
     return "user-" + hashlib.sha256(user.encode()).hexdigest()[:12]
 
 
-def spans_of(record: Mapping[str, Any]) -> tuple[Span, ...]:
-    """Return the spans of a record by its columns (module docstring).
-
-    Raises BrokenLine if a column has the wrong type or none holds a word of the person's own.
-    """
-    spans = _turns(record["turns"]) if record.get("turns") is not None else _columns(record)
-    if not any(span.target and span.text.strip() for span in spans):
-        raise BrokenLine(f"no own text in {', '.join(TEXT_FIELDS)}")
-    return tuple(spans)
-
-
 def _lines(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[tuple[int, bytes | None]]:
     """Yield (number, line); None for a line over the limit, of which no more than a block is ever held."""
     number = 0
@@ -119,8 +95,8 @@ def _read_line(reading: _Reading, number: int, line: bytes | None) -> None:
         if line is None:
             raise BrokenLine(f"longer than {MAX_LINE_BYTES} bytes")
         if line.strip():
-            record = _record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-            user = _field(record, "user", str)
+            record = json_record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+            user = checked_field(record, "user", str)
             if not user:
                 raise BrokenLine("no user")
             name = user_name(user)
@@ -131,73 +107,15 @@ def _read_line(reading: _Reading, number: int, line: bytes | None) -> None:
         reading.warn(number, str(fault))
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode())
-        # Text with a lone surrogate is valid JSON and cannot be written as UTF-8 again.
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeError:
-        raise BrokenLine("not valid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise BrokenLine(f"not JSON at column {error.colno}") from None
-    except (ValueError, RecursionError):
-        raise BrokenLine("not JSON") from None
-    if not isinstance(record, dict):
-        raise BrokenLine("not a JSON object")
-    return record
-
-
 def _document(record: Mapping[str, Any], user: str, number: int) -> tuple[Document, bool]:
     """Return the record's document, and whether the record said itself which part it belongs to."""
-    split = _field(record, "split", str, "")
+    split = checked_field(record, "split", str, "")
     if split not in ("", "history", "test"):
         raise BrokenLine("split is neither history nor test")
-    order = _field(record, "i", int, number)
+    order = checked_field(record, "i", int, number)
     spans = spans_of(record)
-    group = _field(record, "group", str, "")
+    group = checked_field(record, "group", str, "")
     return Document(f"{user}.{number}", spans, cast(Split, split or "history"), order, group), bool(split)
-
-
-def _field(record: Mapping[str, Any], name: str, kind: type[_Value], default: _Value | None = None) -> _Value:
-    value = record.get(name)
-    if value is None:
-        if default is None:
-            raise BrokenLine(f"no {name}")
-        return default
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise BrokenLine(f"{name} is not {'text' if kind is str else 'a whole number'}")
-    return value
-
-
-def _columns(record: Mapping[str, Any]) -> list[Span]:
-    if record.get("output") is not None:
-        context = _field(record, "input", str, "")
-        own = [_field(record, "output", str)]
-    else:
-        context = ""
-        own = [_field(record, name, str, "") for name in ("title", "text")]
-    spans = [Span(context + "\n", own=False)] if context else []
-    return spans + [Span(text + "\n", own=True) for text in own if text]
-
-
-def _turns(turns: Any) -> list[Span]:
-    if not isinstance(turns, list):
-        raise BrokenLine("turns is not a list")
-    spans: list[Span] = []
-    for turn in turns:
-        if isinstance(turn, str):
-            spans.append(Span(turn + "\n", own=True))
-        elif isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn):
-            spans += _labelled(*turn)
-        else:
-            raise BrokenLine("turns holds something that is neither a text nor a pair of texts")
-    return spans
-
-
-def _labelled(who: str, text: str) -> list[Span]:
-    if who == "me":
-        return [Span(OWN_LABEL, own=False), Span(text + "\n", own=True)]
-    return [Span(f"{PARTNER_LABEL}{text}\n", own=False)]
 
 
 def _loaded(reading: _Reading, min_test: int, sha256: str) -> Loaded:

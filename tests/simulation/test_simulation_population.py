@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.documents import Document, Person, Span, own_words
+from client.records import spans_of
 from privacy.errors import DataError
 from simulation.datasets import chitchat, jsonl
 from simulation.population import Population, load_people, refuse_shared_conversations
@@ -146,7 +147,7 @@ def test_a_data_file_that_is_not_one_is_refused(tmp_path: Path, data: bytes) -> 
     ],
 )
 def test_columns_decide_what_is_own(fields: dict[str, Any], text: str, targets: list[str]) -> None:
-    spans = jsonl.spans_of(fields)
+    spans = spans_of(fields)
     assert "".join(span.text for span in spans) == text
     assert [span.text for span in spans if span.target] == targets
 
