@@ -12,7 +12,7 @@ No participant's text may ever enter a basis: it is published before any noise i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,8 +98,12 @@ def whitened_basis(
     _check_rank(modules, settings.rank)
     if not any(text.own_tokens for text in texts):
         raise ModelError("no text of two tokens or more to make a basis from")
-    moments = second_moments(model, modules, texts, settings, progress)
-    return Basis({name: _whiten(moments[name], settings) for name in modules})
+    return basis_of(second_moments(model, modules, texts, settings, progress), settings)
+
+
+def basis_of(moments: Mapping[str, Moments], settings: BasisSettings) -> Basis:
+    """Return the whitened basis of moments that were taken with the same `skip_first` and `modules`."""
+    return Basis({name: _whiten(each, settings) for name, each in moments.items()})
 
 
 def chosen_modules(model: LanguageModel, wanted: Sequence[str]) -> dict[str, nn.Linear]:
