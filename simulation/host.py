@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -176,6 +177,7 @@ class HostPool:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back inside the block. A process begun there never sees it: its parent does, and ends it in order."""
+    resource_tracker.ensure_running()  # it lets the signal through again where it has to be started first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

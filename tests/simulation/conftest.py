@@ -90,7 +90,9 @@ class Run(Protocol):
     def arguments(self, *settings: str) -> list[str]:
         """Return the same as arguments of the command line."""
 
-    def __call__(self, out: Path, *settings: str, replay: bool = False, hosts: list[HostsHere] | None = None) -> Report:
+    def __call__(
+        self, out: Path, *settings: str, replay: bool = False, overwrite: bool = False, hosts: Any = None
+    ) -> Report:
         """Run to the end and return the report; `hosts`, if given, gets the hosts that were used."""
 
 
@@ -107,7 +109,9 @@ class FastRun:
     def arguments(self, *settings: str) -> list[str]:
         return [word for setting in self.settings(*settings) for word in ("--set", setting)]
 
-    def __call__(self, out: Path, *settings: str, replay: bool = False, hosts: list[HostsHere] | None = None) -> Report:
+    def __call__(
+        self, out: Path, *settings: str, replay: bool = False, overwrite: bool = False, hosts: Any = None
+    ) -> Report:
         def open_hosts(given: Sequence[HostSettings]) -> HostsHere:
             here = HostsHere(given)
             if hosts is not None:
@@ -116,7 +120,8 @@ class FastRun:
 
         config = self.config("workers=1", *settings)
         key = self.key if replay else None
-        return simulate(config, out, Progress(quiet=True), replay=key, open_hosts=open_hosts)
+        progress = Progress(quiet=True)
+        return simulate(config, out, progress, overwrite=overwrite, replay=key, open_hosts=open_hosts)
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +141,12 @@ def run(
         write_people(people, PEOPLE)
         (cache / "noise.key").write_bytes(bytes(range(32)))
     return FastRun(people, tiny_model_dir, cache / "noise.key")
+
+
+@pytest.fixture
+def hosts_here() -> type[HostsHere]:
+    """Return the hosts without processes."""
+    return HostsHere
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def in_child(work: Callable[[], Any], moment: Callable[[str], bool]) -> int:
     if child == 0:
         status = 3
         try:
-            os.fsync = killed_at(moment)
+            os.fsync = killed_at(moment)  # type: ignore[assignment]
             work()
             status = 0
         except Exception:  # noqa: BLE001 the parent asks for the status, a reader for the trace

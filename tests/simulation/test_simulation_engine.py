@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,12 +20,15 @@ import confide
 import simulation.work
 from client.model import Cached
 from privacy.audit.replay import audit_run
+from privacy.errors import ConfigError, ReleaseInvalid
 from privacy.ledger import LedgerView, read_ledger
 from privacy.plan import Campaign as Planned
 from privacy.plan import plan
 from privacy.release import verify_release
 from privacy.wire import Answer, decode
+from simulation.evaluate_run import evaluate_run
 from simulation.population import load_people
+from simulation.progress import Progress
 
 FILES = (
     "run.json report.json report.html audit.html ledger/federation.jsonl ledger/federation.pub ledger/policy.json "
@@ -358,8 +362,6 @@ def test_fresh_noise_differs_from_run_to_run(finished: Any, plain: Finished) -> 
 
 def test_the_verdict_names_an_answer_that_was_taken_out(finished: Any, tmp_path: Path) -> None:
     """An audit that holds on every run of this module does not hold on one that was changed afterwards."""
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished("replayed").folder, copy)
     victim = sorted((copy / "ledger" / "devices").glob("*.jsonl"))[0]
@@ -372,3 +374,58 @@ def _federation_key(folder: Path) -> Any:
     from privacy.ledger import public_key_of
 
     return public_key_of(folder / "ledger" / "federation.jsonl")
+
+
+def test_people_never_seen_are_scored_against_the_release(plain: Finished, strangers: Path, hosts_here: Any) -> None:
+    arms = ["base", "global", "own", "retrieval", "all", "wrong_person"]
+    card = evaluate_run(plain.folder, str(strangers), arms, Progress(quiet=True), open_hosts=hosts_here)
+    assert set(card["arms"]) == set(arms)
+    assert all(set(arm) >= ARM_KEYS and arm["users"] == 4 for arm in card["arms"].values())
+    assert {row["user"] for row in card["people"]} == {f"u11x{i:02d}" for i in range(4)}
+    assert (card["people_scored"], card["people_in_training"], card["not_private"]) == (4, 0, [])
+    assert card["privacy"]["rho"] == "1.0"
+    assert card["release"] == plain.report["hashes"]["release"]
+    assert not any("u11x" in path.name for path in plain.folder.rglob("*"))
+
+
+def test_the_runs_own_people_get_the_figures_of_its_report(plain: Finished, hosts_here: Any) -> None:
+    card = evaluate_run(plain.folder, None, ["base", "global"], Progress(quiet=True), open_hosts=hosts_here)
+    assert card["people_in_training"] == 18
+    for arm in ("base", "global"):
+        assert card["arms"][arm]["bits_per_token"] == pytest.approx(plain.report["arms"][arm]["bits_per_token"])
+
+
+def test_a_release_that_was_changed_is_not_evaluated(plain: Finished, strangers: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(plain.folder, copy)
+    core = copy / "release" / "global" / "core.safetensors"
+    data = bytearray(core.read_bytes())
+    data[-1] ^= 1
+    core.write_bytes(data)
+    with pytest.raises(ReleaseInvalid):
+        evaluate_run(copy, str(strangers), ["base"], Progress(quiet=True))
+
+
+@pytest.mark.parametrize(("arms", "said"), [(["base", "nothing"], "unknown arm nothing; known: base, global")])
+def test_an_arm_that_does_not_exist_is_refused(plain: Finished, arms: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        evaluate_run(plain.folder, None, arms, Progress(quiet=True))
+
+
+def test_the_command_prints_a_scorecard(
+    plain: Finished,
+    strangers: Path,
+    hosts_here: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    defaults = {**(evaluate_run.__kwdefaults__ or {}), "open_hosts": hosts_here}
+    monkeypatch.setattr(evaluate_run, "__kwdefaults__", defaults)
+    command = ["evaluate", str(plain.folder), "--people", str(strangers), "--own-people", "0"]
+    assert confide.run(confide.confide, [*command, "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert set(card["arms"]) == {"base", "global"}
+    assert confide.run(confide.confide, command) == 0
+    shown = capsys.readouterr().out
+    assert "4 people of strangers.jsonl, none of them took part in the run" in shown
+    assert "global, released" in shown
