@@ -12,7 +12,6 @@ import numpy as np
 
 from privacy.accounting import DELTAS, statement
 from privacy.adapter import Basis
-from privacy.query import Query
 from server.campaign import Campaign
 from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig
@@ -54,17 +53,17 @@ def build_report(facts: Facts) -> Report:
     """Return the report of a finished run."""
     config, rng = facts.config, np.random.default_rng([facts.config.seed, 7])
     arms = facts.evaluation.arms
-    queries = list(facts.campaign.ledger.account.busiest())
+    claimed = statement(facts.campaign.ledger.account.busiest())
     summary = summarise(arms, rng)
     report = Report(
         what=_what(facts, arms),
-        lines=headline(summary, queries, facts),
+        lines=headline(summary, claimed, facts.replayed),
         not_private=_not_private(config, facts.replayed),
         arms=summary,
         comparisons=comparisons(arms, rng),
         people=person_rows(arms, {user: int(counts["tokens"]) for user, counts in facts.prepared.items()}),
         rounds=list(facts.rows),
-        privacy=_privacy(facts, queries),
+        privacy=_privacy(facts, claimed),
         cost=_cost(facts),
         config=config.flat(),
         versions=dict(facts.versions),
@@ -84,13 +83,12 @@ def build_report(facts: Facts) -> Report:
     return report
 
 
-def headline(arms: Mapping[str, Arm], queries: Sequence[Query], facts: Facts) -> list[str]:
+def headline(arms: Mapping[str, Arm], claimed: Mapping[str, Any], replayed: bool) -> list[str]:
     """Return the three lines a newcomer reads: without noise, as released, and against the server itself."""
     lines = []
     if "global_noiseless" in arms:
         lines.append(f"global without noise (not private): {_against_base(arms['global_noiseless'])}")
-    claimed = statement(queries)
-    if facts.replayed or not claimed["private"]:
+    if replayed or not claimed["private"]:
         lines.append(f"global, NOT PRIVATE, no epsilon holds: {_against_base(arms['global'])}")
         return lines
     epsilon, server = (_at(claimed, key, HEADLINE_DELTA) for key in ("epsilon", "epsilon_server"))
@@ -156,10 +154,10 @@ def _training_tokens(facts: Facts) -> int:
     return sum(min(limit, int(facts.prepared[user]["tokens"])) for r in asked for user in r.invited)
 
 
-def _privacy(facts: Facts, queries: Sequence[Query]) -> Privacy:
+def _privacy(facts: Facts, claimed: Mapping[str, Any]) -> Privacy:
     rows = [row for row in facts.rows if row["snr"] is not None]
     return privacy_section(
-        statement(queries),
+        claimed,
         DELTAS,
         clip_fraction=float(np.mean([row["clip_fraction"] for row in facts.rows])) if facts.rows else None,
         snr=float(np.mean([row["snr"] for row in rows if row["snr"] is not None])) if rows else None,

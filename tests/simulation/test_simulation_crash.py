@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from privacy.audit.replay import audit_run
 from privacy.ledger import read_ledger
+from simulation.report_schema import Report
 
 SETTINGS = ("compare_without_noise=false", "own.people=2")
 # A flush by the path of its file or folder: a file is flushed before it is renamed into place, its folder after.
@@ -117,31 +118,26 @@ def wanted(whole: list[dict[str, bytes]], run: Any, tmp_path: Path) -> dict[str,
     return whole[0]
 
 
-def kill_and_finish(run: Any, folder: Path, moments: Sequence[Callable[[str], bool]]) -> None:
-    """Begin a run, kill it at each of `moments` in turn, going on after each, and let it finish."""
+def kill_and_finish(run: Any, folder: Path, moments: Sequence[Callable[[str], bool]]) -> Report:
+    """Begin a run, kill it at each of `moments` in turn, going on after each; let it finish, return its report."""
     for moment in moments:
         status = in_child(lambda: run(folder, *SETTINGS, replay=True), moment)
         assert os.WIFSIGNALED(status), f"the moment never came: {status}"
         assert os.WTERMSIG(status) == signal.SIGKILL
-    run(folder, *SETTINGS, replay=True)
+    report: Report = run(folder, *SETTINGS, replay=True)
+    return report
 
 
 def test_killed_again_and_again_a_run_ends_in_the_same_tensors(run: Any, tmp_path: Path, wanted: Any) -> None:
-    """One run, killed at every one of the moments in turn."""
+    """One run, killed at every one of the moments in turn; the rows of its rounds are whole all the same."""
     moments = [nth(pattern, 2 if name == "manifest finished" else 1) for name, pattern in MOMENTS.items()]
-    kill_and_finish(run, tmp_path / "run", moments)
+    report = kill_and_finish(run, tmp_path / "run", moments)
     assert tensors(tmp_path / "run") == wanted
-    require_one_charge_a_round(tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints" / "noise.root").exists()
-
-
-def test_rows_of_rounds_before_the_kill_are_in_the_report(run: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    in_child(lambda: run(folder, *SETTINGS, replay=True), nth(MOMENTS["last answer of the second round charged"], 5))
-    report = run(folder, *SETTINGS, replay=True)
     assert [row["round"] for row in report["rounds"]] == [0, 1]
     assert all(row["alpha"] is not None and row["survivors"] == 18 for row in report["rounds"])
     assert all(row["clip_fraction"] == 1.0 for row in report["rounds"])
+    require_one_charge_a_round(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "noise.root").exists()
 
 
 @pytest.mark.slow

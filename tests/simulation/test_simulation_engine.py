@@ -139,7 +139,7 @@ def test_a_run_leaves_the_files_that_others_rely_on(plain: Finished) -> None:
 def test_the_manifest_says_what_ran_and_holds_no_secret(plain: Finished) -> None:
     manifest = json.loads((plain.folder / "run.json").read_text())
     assert manifest["state"] == "finished"
-    assert manifest["config"]["adapter.rank"] == 2
+    assert manifest["config"]["adapter.rank"] == 4
     assert {"python", "torch", "opacus", "dp-accounting"} <= set(manifest["versions"])
     assert {"people", "model", "basis", "policy", "release"} <= set(manifest["hashes"])
     assert manifest["replayed_noise"] is False
@@ -242,7 +242,7 @@ def test_the_plan_foresees_the_noise_that_a_run_measures(plain: Finished) -> Non
 
 
 def test_the_noise_in_a_sum_is_as_large_as_claimed(finished: Any) -> None:
-    """Sum minus the exact clipped updates, over 2 rounds of 56 numbers: deviation within 25 %, 4 deviations of it."""
+    """Sum minus the exact clipped updates, over 2 rounds of 224 numbers: deviation within 15 %, 4 deviations of it."""
     replayed = finished("replayed")
     errors = []
     updates: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
@@ -255,7 +255,7 @@ def test_the_noise_in_a_sum_is_as_large_as_claimed(finished: Any) -> None:
         exact = [u * min(1, clip / np.linalg.norm(u)) for u in exact]
         total = sum_on_disk(replayed.folder, query.round) / query.scale
         errors.append((total - np.sum(exact, axis=0)) / (query.sigma * np.sqrt(len(exact)) / query.scale))
-    assert 0.75 < np.std(np.concatenate(errors)) < 1.25
+    assert 0.85 < np.std(np.concatenate(errors)) < 1.15
 
 
 def sum_on_disk(folder: Path, number: int) -> np.ndarray[Any, Any]:
