@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from privacy.adapter import AdapterLayout, Cores
+from privacy.adapter import AdapterLayout, Cores, state_sha256
 from privacy.answer import make_answer, slotted_update
 from privacy.canonical import sha256_hex
 from privacy.errors import PolicyRefused
@@ -46,14 +45,6 @@ class Learner(Protocol):
         """Return the mean nats per own token of this round's documents under `cores`."""
 
 
-@dataclass(frozen=True)
-class Release:
-    """The adapters that a query starts from: one for each slot, and the hash that the query must name."""
-
-    sha256: str
-    slots: Sequence[Cores]
-
-
 class Device:
     """A device of one federation. `home` holds the answers it gave; `ledger` stays open while the device lives."""
 
@@ -70,28 +61,30 @@ class Device:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
         self._key, self._noise_key, self._learner = signing_key, noise_key, learner
 
-    def answer(self, query_bytes: bytes, release: Release) -> bytes:
+    def answer(self, query_bytes: bytes, slots: Sequence[Cores]) -> bytes:
         """Return the wire bytes of an Answer, or of a Refusal whose code is all that the server learns.
+
+        `slots` are the adapters to start from, one for each slot of the query, which must name their hash.
 
         No exception leaves and no text: whatever fails inside, a broken query too, becomes `device.unable`.
         """
         query_sha256 = sha256_hex(query_bytes)
         try:
-            return self._answer(Query.from_bytes(query_bytes), release)
+            return self._answer(Query.from_bytes(query_bytes), slots)
         except PolicyRefused as refused:
             return Refusal(query_sha256, self.device_id, RefusalCode(refused.code)).encode()
         except Exception as error:  # noqa: BLE001 - an error's text may hold the person's; its kind is all that is kept
             logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
             return Refusal(query_sha256, self.device_id, RefusalCode.UNABLE).encode()
 
-    def _answer(self, query: Query, release: Release) -> bytes:
+    def _answer(self, query: Query, slots: Sequence[Cores]) -> bytes:
         event = query.event_id(self.device_id)
         stored = self.home / f"{event.hex()}.answer"
         if stored.exists():
             return self._again(stored.read_bytes(), query, event)
-        self._permit(query, event, release)
+        self._permit(query, event, slots)
         self.ledger.reserve(query, self.device_id)
-        update = self._local_update(query, event, release.slots)
+        update = self._local_update(query, event, slots)
         answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
         write_atomic(stored, answer.encode())
         self.ledger.commit(event)
@@ -104,13 +97,14 @@ class Device:
         self.ledger.commit(event)  # a crash may have come between answer and COMMIT
         return answer
 
-    def _permit(self, query: Query, event: bytes, release: Release) -> None:
+    def _permit(self, query: Query, event: bytes, slots: Sequence[Cores]) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
         charged = {r.event: r for r in self.ledger.account.charged()}
         mine = charged.pop(event.hex(), None)
         spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)
         self.policy.check(query, spent, len(charged))
-        if release.sha256 != query.release_sha256 or len(release.slots) != query.slots:
+        trained_from = state_sha256(self.policy.basis_sha256, self._learner.layout, slots)
+        if trained_from != query.release_sha256 or len(slots) != query.slots:
             raise PolicyRefused(RefusalCode.RELEASE)
 
     def _local_update(self, query: Query, event: bytes, slots: Sequence[Cores]) -> NDArray[np.float64]:

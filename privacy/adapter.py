@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from privacy.canonical import canonical_json
+from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import EncodingError, ModelError
 from privacy.files import new_folder, write_atomic, write_flushed
 
@@ -163,6 +163,16 @@ class Basis:
     def load(cls, path: Path) -> Basis:
         """Return the basis in the file `path`; raises ModelError for anything else."""
         return cls.from_bytes(_bounded_bytes(path, MAX_BASIS_BYTES))
+
+
+def state_sha256(basis_sha256: str, layout: AdapterLayout, slots: Iterable[Cores]) -> str:
+    """Return the hash by which a query names the adapters it starts from: the basis and every slot's cores, in order.
+
+    Over the numbers themselves, so that a device recomputes it from what it is about to train, and a server that hands
+    out other adapters than it names gets a refusal.
+    """
+    parts = [sha256_hex(layout.flatten(cores).astype("<f4").tobytes()) for cores in slots]
+    return sha256_hex("/".join(["confide-state/1", basis_sha256, *parts]).encode("ascii"))
 
 
 def merge_cores(weighted: Iterable[tuple[float, Cores]]) -> dict[str, Matrix]:

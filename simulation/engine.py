@@ -18,7 +18,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 
-from privacy.adapter import AdapterLayout, Basis
+from privacy.adapter import AdapterLayout, Basis, state_sha256
 from privacy.answer import noise_of_mean
 from privacy.errors import CohortTooSmall, ConfideError, ConfigError
 from privacy.ledger import Ledger
@@ -31,7 +31,6 @@ from simulation.config import RunConfig
 from simulation.host import Hosts
 from simulation.progress import Progress
 from simulation.report_schema import Round
-from simulation.state import state_sha256
 
 Vector = NDArray[np.float64]
 MIN_COHORT = 16
@@ -99,7 +98,11 @@ def open_campaign(
     keys: Mapping[str, Ed25519PublicKey] | None = None,
 ) -> Campaign:
     """Return the campaign in `folder`, begun or gone on with; with `keys` answers must be signed, see `Campaign`."""
-    return Campaign(plan, folder, ledger, users, lambda slots: state_sha256(plan.basis_sha256, layout, slots), keys)
+
+    def state(slots: Vector) -> str:
+        return state_sha256(plan.basis_sha256, layout, [layout.unflatten(row) for row in slots])
+
+    return Campaign(plan, folder, ledger, users, state, keys)
 
 
 def shadow_of(plan: CampaignPlan) -> CampaignPlan:
@@ -143,7 +146,7 @@ def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str
     """Return every device's answer, and the researcher's view of the updates behind them."""
     answers: dict[str, Answer] = {}
     refused: dict[str, str] = {}
-    call = ("ask", (asked.query_bytes, asked.slots, asked.query.release_sha256))
+    call = ("ask", (asked.query_bytes, asked.slots))
     with federation.progress.task(label, len(asked.invited)) as step:
 
         def done(user: str, data: bytes) -> None:

@@ -12,7 +12,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from client.agent import Device, Release, open_devices
+from client.agent import Device, open_devices
 from client.documents import Document, Person, latest, shortened
 from client.learner import TextLearner, flat_cores
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
@@ -22,6 +22,7 @@ from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
 from privacy.answer import make_answer, slotted_update
 from privacy.canonical import sha256_hex
+from privacy.errors import ModelError
 from privacy.files import write_atomic
 from privacy.noise import KeyStream, device_noise_key
 from privacy.policy import open_policy
@@ -75,12 +76,15 @@ class HostWork:
         self.config, self.folder, self._noise_root = config, Path(settings.run_folder), settings.noise_root
         self.people: dict[str, Person] = {person.user: person for person in settings.people}
         self.model = LanguageModel.load(settings.model_path, top_layers=config.adapter.layers)
-        self.model.attach(Basis.load(Path(settings.basis_file)))
+        basis = Basis.load(Path(settings.basis_file))
+        self.model.attach(basis)
         self.model.add_own(config.own.rank, OwnTraining().modules)
         training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip)
         updates = self.folder / "checkpoints" / "updates"
         self.learner = ObservedLearner(updates, self.model, training, local.max_document_tokens)
         policy = open_policy(settings.policy_file, Ed25519PublicKey.from_public_bytes(settings.root_key))
+        if basis.sha256 != policy.basis_sha256:
+            raise ModelError("the basis in this process is not the one that the policy names")
         keys = {user: Ed25519PrivateKey.from_private_bytes(raw) for user, raw in settings.device_keys.items()}
         self.devices: dict[str, Device] = open_devices(
             self.folder / "ledger" / "devices",
@@ -120,10 +124,9 @@ class HostWork:
 
     # -- rounds -----------------------------------------------------------------------------------------------------
 
-    def ask(self, user: str, query_bytes: bytes, slots: Vector, release_sha256: str) -> bytes:
+    def ask(self, user: str, query_bytes: bytes, slots: Vector) -> bytes:
         """Return the device's wire message to a query: an answer or a refusal."""
-        release = Release(release_sha256, flat_cores(self.learner.layout, slots))
-        return self.devices[user].answer(query_bytes, release)
+        return self.devices[user].answer(query_bytes, flat_cores(self.learner.layout, slots))
 
     def observe(self, user: str, number: int) -> Vector | None:
         """Return the update that the device trained in round `number`, before clip and noise; None if there is none."""

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 import client.agent
-from client.agent import Device, Release, open_devices
-from privacy.adapter import AdapterLayout, Cores, Site
+from client.agent import Device, open_devices
+from privacy.adapter import AdapterLayout, Cores, Site, state_sha256
 from privacy.answer import make_answer
 from privacy.errors import BudgetExhausted, LedgerError, PolicyRefused
 from privacy.fixedpoint import decode_mean, from_ring
@@ -53,14 +53,14 @@ QUERY = Query(
     noise_multiplier=Fraction(1),
     cohort=Cohort(100),
     transport="ideal",
-    release_sha256="a" * 64,
+    release_sha256=state_sha256("b" * 64, LAYOUT, [LAYOUT.zero_cores()]),
     basis_sha256="b" * 64,
     policy_sha256=POLICY.sha256,
     ledger_head="c" * 64,
     objective="causal-lm",
     limits=Limits(own_tokens=512, local_steps=2),
 )
-RELEASE = Release("a" * 64, [LAYOUT.zero_cores()])
+RELEASE: Sequence[Cores] = [LAYOUT.zero_cores()]
 SECRET = "Anna's diary"
 
 
@@ -116,10 +116,10 @@ class Home:
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.ledger().entries]
 
-    def ask(self, query: Query = QUERY, release: Release = RELEASE) -> bytes:
+    def ask(self, query: Query = QUERY, release: Sequence[Cores] = RELEASE) -> bytes:
         return self.device.answer(query.to_bytes(), release)
 
-    def code(self, query: Query = QUERY, release: Release = RELEASE) -> str:
+    def code(self, query: Query = QUERY, release: Sequence[Cores] = RELEASE) -> str:
         """Return the code of a refusal, after checking that it says nothing more."""
         message = decode(self.ask(query, release))
         assert isinstance(message, Refusal) and message.query_sha256 == query.sha256 and message.device_id == "ann"
@@ -154,7 +154,7 @@ def test_the_answer_names_the_state_that_charged_it(home: Home) -> None:
 
 def test_training_starts_from_the_release(home: Home) -> None:
     cores = LAYOUT.unflatten(np.arange(LAYOUT.dim, dtype=np.float64))
-    home.ask(release=Release("a" * 64, [cores]))
+    home.ask(replace(QUERY, release_sha256=state_sha256("b" * 64, LAYOUT, [cores])), [cores])
     assert home.learner.starts == [cores]
 
 
@@ -170,10 +170,12 @@ def test_batches_are_drawn_anew_for_each_event_and_again_for_the_same(home: Home
 def test_the_update_goes_into_the_slot_that_fits_best(home: Home) -> None:
     open_to_all = replace(POLICY, allow_unprotected=True, purposes=("train.persona",))
     home.reopen(open_to_all)
-    query = replace(QUERY, slots=3, transport="off", purpose="train.persona", policy_sha256=open_to_all.sha256)
     cores = [LAYOUT.unflatten(np.full(LAYOUT.dim, float(slot))) for slot in range(3)]
+    start = state_sha256("b" * 64, LAYOUT, cores)
+    query = replace(QUERY, slots=3, transport="off", purpose="train.persona", policy_sha256=open_to_all.sha256)
+    query = replace(query, release_sha256=start)
     home.learner.losses = [2.0, 1.5, 1.75]
-    answer = decode(home.ask(query, Release("a" * 64, cores)))
+    answer = decode(home.ask(query, cores))
     assert isinstance(answer, Answer)
     slots, weights = query.split(decode_mean(from_ring(answer.vector), query.clip_norm, query.integer_clip, 1))
     assert not slots[[0, 2]].any() and slots[1].any() and weights is not None
@@ -438,3 +440,11 @@ def test_devices_of_one_folder_have_ledgers_and_answers_of_their_own(tmp_path: P
         assert view.genesis["owner"] == user and view.account.spent_rho() == Fraction(1, 2)
         assert len(list((tmp_path / "answers" / user).iterdir())) == 1
         devices[user].ledger.close()
+
+
+def test_adapters_other_than_those_the_query_names_are_refused(home: Home) -> None:
+    """The device hashes what it is about to train from; it does not take the server's word for it."""
+    other = [LAYOUT.unflatten(np.full(LAYOUT.dim, 1e-3))]
+    message = decode(home.ask(QUERY, other))
+    assert isinstance(message, Refusal) and message.code == RefusalCode.RELEASE
+    assert not home.learner.starts and home.ledger().account.spent_rho() == 0
