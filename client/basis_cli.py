@@ -49,7 +49,7 @@ def basis(
     samples: Annotated[int, typer.Option(min=1, help="How many texts the base model writes itself.")] = 64,
     tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of each text.")] = 112,
     seed: Annotated[int, typer.Option(help="Fixes the samples, and what is compared.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where the basis goes [default: basis.safetensors].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the basis goes; basis.safetensors if left out.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Compare sources and settings; writes no basis.")] = False,
     people: Annotated[Path | None, typer.Option(help="Whose text --compare measures with, as JSON lines.")] = None,
     people_tokens: Annotated[int, typer.Option(min=1, help="Own tokens of history, and of test text.")] = 3000,

@@ -140,7 +140,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     middle = share + z2 / (2 * trials)
     half = Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
     scale = 1 + z2 / trials
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # at 0 and 1 the ends meet the share, but for rounding
 
 
 def _row(counts: Tally, families: Sequence[str]) -> dict[str, Any]:
