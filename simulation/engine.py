@@ -24,7 +24,7 @@ from privacy.errors import CohortTooSmall, ConfideError, ConfigError
 from privacy.ledger import Ledger
 from privacy.policy import Policy
 from privacy.query import Limits, Query
-from privacy.wire import Answer, decode
+from privacy.wire import Answer, RefusalCode, decode
 from server.campaign import Asked, Campaign, CampaignPlan
 from server.optimizer import FedAvg
 from simulation.config import RunConfig
@@ -34,6 +34,7 @@ from simulation.report_schema import Round
 
 Vector = NDArray[np.float64]
 MIN_COHORT = 16
+UNABLE = RefusalCode.UNABLE
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str
 
         federation.pool.run([(user, (call[0], (user, *call[1]))) for user in asked.invited], done)
     if refused and not answers:
-        raise ConfideError(f"every device refused: {', '.join(sorted(set(refused.values())))}")
+        hint = " (it could not write, or read, its own files: is the disk full?)" if UNABLE in refused.values() else ""
+        raise ConfideError(f"every device refused: {', '.join(sorted(set(refused.values())))}{hint}")
     updates: dict[str, Vector] = {}
 
     def observed(user: str, update: Vector | None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from safetensors.numpy import load_file
 
@@ -230,18 +231,18 @@ def test_a_damaged_manifest_is_one_line(refused: Any, run: Any, begun: Path) -> 
     assert "cannot be read" in refused("simulate", "--json", "--out", begun, *run.arguments())
 
 
-@pytest.mark.parametrize("limit", [900, 60_000])
+@pytest.mark.parametrize("limit", [900, 40_000])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     run: Any, tmp_path: Path, limit: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No file may grow past `limit` bytes in a child: manifest, ledgers or report then fail, whichever comes first."""
+    """No file may grow past `limit` bytes in a child: the manifest cannot be written, or the page of the report."""
     settings, out = (WITHOUT, "rounds=1"), tmp_path / "run"
     config = run.config(*settings)
     cached_basis(Path(config.model), config.adapter, config.seed, Progress(quiet=True))  # not what is tested here
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        os._exit(confide.run(_in_process(run, out, *settings), []))
+        os._exit(confide.run(_command(lambda: run(out, *settings)), []))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("confide: ")]
     assert len(lines) == 1
@@ -249,13 +250,36 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert run(out, *settings)["privacy"]["participations"] == 1
 
 
-def _in_process(run: Any, out: Path, *settings: str) -> Any:
-    """Return a command that runs a federation inside this process, with the errors of the real one."""
-    import click
+def test_a_disk_that_fills_up_under_the_devices_ledgers_costs_no_charge_twice(
+    run: Any, tmp_path: Path, hosts_here: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From the first query on no file may grow past 1,500 bytes: a device's RESERVE ends in the middle of its line."""
+
+    class Full(hosts_here):  # type: ignore[misc]
+        def run(self, calls: Any, done: Any) -> None:
+            if calls[0][1][0] == "ask":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+            super().run(calls, done)
+
+    out, config = tmp_path / "run", run.config(WITHOUT, "rounds=1")
+    child = os.fork()
+    if child == 0:
+        os._exit(confide.run(_command(lambda: simulate(config, out, Progress(quiet=True), open_hosts=Full)), []))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert "confide: every device refused: device.unable" in capfd.readouterr().err
+    sizes = {path.stat().st_size for path in (out / "ledger" / "devices").glob("*.jsonl")}
+    assert sizes == {1500}
+    run(out, WITHOUT, "rounds=1")
+    for path in (out / "ledger" / "devices").glob("*.jsonl"):
+        assert len(list(read_ledger(path).account.charged())) == 1
+
+
+def _command(work: Callable[[], Any]) -> Any:
+    """Return a command that does `work` inside this process, with the errors of the real one."""
 
     @click.command()
     def command() -> None:
-        run(out, *settings)
+        work()
 
     return command
 
