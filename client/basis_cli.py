@@ -46,7 +46,9 @@ def basis(
     centred: Annotated[bool, typer.Option("--centred", help="Subtract the mean input.")] = False,
     skip_first: Annotated[bool, typer.Option("--skip-first", help="Leave out each text's first position.")] = False,
     public: Annotated[Path | None, typer.Option(help="Text that no participant wrote, as JSON lines.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many texts the base model writes itself.")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=1, help="How many texts: written by the base model, or drawn from --public.")
+    ] = 64,
     tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of each text.")] = 112,
     seed: Annotated[int, typer.Option(help="Fixes the samples, and what is compared.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where the basis goes; basis.safetensors if left out.")] = None,
@@ -102,12 +104,21 @@ def _sources(console: Console, model: LanguageModel, texts: Texts, with_samples:
         with _bar(console, "the base model writes texts") as advance:
             sources[OWN_SAMPLES] = own_samples(model, texts.samples, texts.tokens, texts.seed, progress=advance)
     if texts.public is not None:
-        documents = [(d.id, d.text) for d in read_documents(texts.public)]
-        encoded = [model.encode_text(text, [(0, len(text))], name, texts.tokens) for name, text in documents]
-        sources[texts.public.name] = [e for e in encoded if e.own_tokens]
-        if not sources[texts.public.name]:
-            raise DataError(f"{texts.public.name}: holds no text")
+        sources[texts.public.name] = _drawn(model, texts.public, texts)
     return sources
+
+
+def _drawn(model: LanguageModel, path: Path, texts: Texts) -> list[Encoded]:
+    """Return `samples` texts of a file, drawn by `seed`, cut to `tokens` tokens; every token but the first counts."""
+    import numpy as np
+
+    documents = read_documents(path)
+    order = np.random.default_rng(texts.seed).permutation(len(documents))[: texts.samples]
+    chosen = [documents[i] for i in order]
+    encoded = [model.encode_text(d.text, [(0, len(d.text))], d.id, texts.tokens) for d in chosen]
+    if not any(each.own_tokens for each in encoded):
+        raise DataError(f"{path.name}: holds no text to make a basis from")
+    return encoded
 
 
 def _made(console: Console, model: LanguageModel, settings: BasisSettings, texts: Texts) -> Basis:
