@@ -114,9 +114,8 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(path)
             net: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"cannot load a causal language model from {path}: {str(error).splitlines()[0]}"
-            ) from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"cannot load a causal language model from {path}: {reason}") from error
         return cls(net.to(device), tokenizer, top_layers, str(path))
 
     # -- text to tokens -------------------------------------------------------------------------------------------

@@ -41,10 +41,10 @@ def own_tensors(model: LanguageModel) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_own(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
-    """Copy an own adapter's tensors into the model; raises ModelError where the names differ."""
+    """Copy an own adapter's tensors into the model; raises ModelError where names or shapes differ."""
     here = own_tensors(model)
-    if set(here) != set(tensors):
-        raise ModelError("this own adapter was trained for other modules")
+    if {name: p.shape for name, p in here.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise ModelError("this own adapter was trained for other modules or another rank")
     for name, parameter in here.items():
         parameter.copy_(tensors[name])
 

@@ -457,11 +457,13 @@ def test_without_documents_an_own_adapter_is_the_identity(model: LanguageModel, 
     assert all(not t.any() for name, t in tensors.items() if ".lora_B." in name)
 
 
-def test_an_adapter_for_other_modules_is_refused(model: LanguageModel) -> None:
+def test_an_adapter_for_other_modules_or_of_another_rank_is_refused(model: LanguageModel) -> None:
     tensors = {name: p.detach() for name, p in own_tensors(model).items()}
-    tensors.pop(next(iter(tensors)))
-    with pytest.raises(ModelError, match="other modules"):
-        load_own(model, tensors)
+    first = next(name for name in tensors if ".lora_A." in name)
+    narrow = {**tensors, first: tensors[first][:1]}  # one row would be copied into both, without a word
+    for other in ({name: t for name, t in tensors.items() if name != first}, narrow):
+        with pytest.raises(ModelError, match="other modules or another rank"):
+            load_own(model, other)
 
 
 # -- own adapters under record-level privacy ----------------------------------------------------------------------
