@@ -284,7 +284,7 @@ def _train_plainly(
     steps: int,
     generator: torch.Generator,
 ) -> None:
-    """AdamW over shuffled batches; the batch loss is the mean over all own tokens in it."""
+    """AdamW over shuffled batches; the loss of a batch is the mean of its documents' means."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     order: list[int] = []
     with trainable(parameters):
