@@ -53,7 +53,7 @@ def evaluate(
     ] = None,
     arms: Annotated[str | None, typer.Option(help="Comma-separated; default: all but own_record_dp.")] = None,
     own_people: Annotated[
-        int | None, typer.Option(min=0, help="At most so many get the arms of their own. Default: all.")
+        int | None, typer.Option(min=0, help="At most so many get the arms of their own. Default: all of --people.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -36,7 +36,7 @@ DEFAULT_ARMS = tuple(arm for arm in (*SHARED_ARMS, *OWN_ARMS) if arm != "own_rec
 
 
 class Scorecard(TypedDict):
-    """What `confide evaluate --json` prints. `people_in_training` of the scored took part in the run.
+    """What `confide evaluate --json` prints. `people_in_training` of the scored took part, by their pseudonyms.
 
     `privacy` is the signed claim of the release; it speaks of those who took part, not of those scored here. The own
     arms train on the scored people's own history, here and now, and leave nothing behind.
@@ -66,7 +66,6 @@ class Subject:
     policy_file: bytes
     root_key: bytes
     devices: frozenset[str]
-    people_sha256: str
 
 
 def evaluate_run(
@@ -80,26 +79,28 @@ def evaluate_run(
 ) -> Scorecard:
     """Return the scores of `people` (a source; None = the run's own) under the release of `run`; nothing is tuned.
 
-    `own_people` limits how many get the arms of their own. Raises ConfigError for a folder that is no run or an arm
-    that does not exist, ReleaseInvalid for a release that is not whole and signed, ModelError for another base model.
+    `own_people` limits how many get the arms of their own; None = everybody, of the run's own people as many as in its
+    report. Raises ConfigError for a folder that is no run or an arm that does not exist, ReleaseInvalid for a release
+    that is not whole and signed, ModelError for another base model.
     """
     started = time.monotonic()
     if unknown := sorted(set(arms) - {*SHARED_ARMS, *OWN_ARMS}):
         raise ConfigError(f"unknown arm {unknown[0]}; known: {', '.join((*SHARED_ARMS, *OWN_ARMS))}")
     subject = open_run(run)
-    chosen, warnings, sha256, data = _people(subject, people)
+    chosen, warnings, data = _people(subject, people)
+    if own_people is None and people is None:
+        own_people = subject.config.own.people
     users = [person.user for person in chosen]
     with tempfile.TemporaryDirectory(prefix="confide-") as place, open_hosts(_hosts(subject, chosen, Path(place))) as h:
         evaluation, assignment = _score(subject, h, users, arms, own_people, progress)
     kept = {arm: scores for arm, scores in evaluation.arms.items() if arm in arms}
     words = {person.user: own_words(person.history) for person in chosen}
     rng = np.random.default_rng([subject.config.seed, 7])
-    seen = subject.devices & set(users) if sha256 == subject.people_sha256 else set()
     return Scorecard(
         release=subject.release.sha256,
         data=data,
         people_scored=len(users),
-        people_in_training=len(seen),
+        people_in_training=len(subject.devices & set(users)),
         not_private=[] if subject.release.facts.private else [f"the release is stamped {STAMP}"],
         arms={arm: row for arm, row in summarise(evaluation.arms, rng).items() if arm in arms},
         comparisons=[c for c in comparisons(evaluation.arms, rng) if {c["arm"], c["against"]} <= set(arms)],
@@ -128,7 +129,6 @@ def open_run(run: Path) -> Subject:
         policy_file=(run / "ledger" / "policy.json").read_bytes(),
         root_key=public_key_of(ledger).public_bytes_raw(),
         devices=frozenset(devices if isinstance(devices, dict) else ()),
-        people_sha256=str(manifest.get("people_sha256", "")),
     )
 
 
@@ -144,8 +144,8 @@ def _manifest(run: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _people(subject: Subject, source: str | None) -> tuple[list[Person], list[str], str, str]:
-    """Return who is scored, warnings, and hash and name of the source; people without a test document are left out."""
+def _people(subject: Subject, source: str | None) -> tuple[list[Person], list[str], str]:
+    """Return who is scored, warnings, and the name of the source; people without a test document are left out."""
     config = subject.config
     population = load_people(source or config.people, None if source else config.max_people)
     people = population.people
@@ -155,7 +155,7 @@ def _people(subject: Subject, source: str | None) -> tuple[list[Person], list[st
     scored = [person for person in people if person.test]
     if not scored:
         raise DataError(f"{population.source}: nobody has a test document to be scored on")
-    return scored, list(population.warnings), population.sha256, Path(population.source).name
+    return scored, list(population.warnings), Path(population.source).name
 
 
 def _hosts(subject: Subject, people: Sequence[Person], place: Path) -> list[HostSettings]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file
 
 import client.learner
@@ -19,16 +20,19 @@ import client.train
 import confide
 import simulation.work
 from client.model import Cached
+from privacy.adapter import merge_cores
 from privacy.audit.replay import audit_run
 from privacy.errors import ConfigError, ReleaseInvalid
-from privacy.ledger import LedgerView, read_ledger
+from privacy.ledger import LedgerView, public_key_of, read_ledger
 from privacy.plan import Campaign as Planned
 from privacy.plan import plan
 from privacy.release import verify_release
 from privacy.wire import Answer, decode
+from server.registry import write_release
 from simulation.evaluate_run import evaluate_run
 from simulation.population import load_people
 from simulation.progress import Progress
+from simulation.run import simulate
 
 FILES = (
     "run.json report.json report.html audit.html ledger/federation.jsonl ledger/federation.pub ledger/policy.json "
@@ -370,12 +374,6 @@ def test_the_verdict_names_an_answer_that_was_taken_out(finished: Any, tmp_path:
     assert not audit_run(copy).holds
 
 
-def _federation_key(folder: Path) -> Any:
-    from privacy.ledger import public_key_of
-
-    return public_key_of(folder / "ledger" / "federation.jsonl")
-
-
 def test_people_never_seen_are_scored_against_the_release(plain: Finished, strangers: Path, hosts_here: Any) -> None:
     arms = ["base", "global", "own", "retrieval", "all", "wrong_person"]
     card = evaluate_run(plain.folder, str(strangers), arms, Progress(quiet=True), open_hosts=hosts_here)
@@ -412,20 +410,55 @@ def test_an_arm_that_does_not_exist_is_refused(plain: Finished, arms: list[str],
         evaluate_run(plain.folder, None, arms, Progress(quiet=True))
 
 
-def test_the_command_prints_a_scorecard(
-    plain: Finished,
-    strangers: Path,
-    hosts_here: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_person_is_scored_under_the_persona_that_fits_their_history(
+    plain: Finished, strangers: Path, hosts_here: Any, tmp_path: Path
 ) -> None:
-    defaults = {**(evaluate_run.__kwdefaults__ or {}), "open_hosts": hosts_here}
-    monkeypatch.setattr(evaluate_run, "__kwdefaults__", defaults)
-    command = ["evaluate", str(plain.folder), "--people", str(strangers), "--own-people", "0"]
-    assert confide.run(confide.confide, [*command, "--json"]) == 0
-    card = json.loads(capsys.readouterr().out)
-    assert set(card["arms"]) == {"base", "global"}
-    assert confide.run(confide.confide, command) == 0
-    shown = capsys.readouterr().out
+    """Of two published personas, one is the global core away from what was learned: nobody may choose it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(plain.folder, copy)
+    key = json.loads((copy / "checkpoints" / "keys.json").read_text())["federation"]
+    release = verify_release(copy / "release", _federation_key(copy))
+    core = release.adapters["global"]
+    adapters = {"global": core, "persona-0": merge_cores([(-2.0, core)]), "persona-1": merge_cores([(0.0, core)])}
+    signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key))
+    write_release(copy / "release", release.basis, adapters, release.facts, signer)
+    arms = ["global", "persona"]
+    card = evaluate_run(copy, str(strangers), arms, Progress(quiet=True), open_hosts=hosts_here)
+    assert set(card["assignment"].values()) == {"persona-1"}
+    assert card["arms"]["persona"]["bits_per_token"] == card["arms"]["global"]["bits_per_token"]
+
+
+@pytest.fixture
+def command(hosts_here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Return what runs `confide`, without worker processes, and returns what it prints."""
+    for function in (simulate, evaluate_run):
+        defaults = {**(function.__kwdefaults__ or {}), "open_hosts": hosts_here}
+        monkeypatch.setattr(function, "__kwdefaults__", defaults)
+
+    def get(*arguments: object) -> str:
+        capsys.readouterr()
+        assert confide.run(confide.confide, [str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    return get
+
+
+def test_the_command_prints_a_scorecard(plain: Finished, strangers: Path, command: Any) -> None:
+    arguments = ["evaluate", plain.folder, "--people", strangers, "--own-people", 0]
+    assert set(json.loads(command(*arguments, "--json"))["arms"]) == {"base", "global"}
+    shown = command(*arguments)
     assert "4 people of strangers.jsonl, none of them took part in the run" in shown
     assert "global, released" in shown
+
+
+def test_the_command_prints_the_report_and_nothing_else(run: Any, command: Any, tmp_path: Path) -> None:
+    arguments = run.arguments("rounds=1", "compare_without_noise=false", "workers=1")
+    printed = command("simulate", "--json", "--out", tmp_path / "run", *arguments)
+    assert json.loads(printed) == json.loads((tmp_path / "run" / "report.json").read_text())
+    shown = command("simulate", "--overwrite", "--out", tmp_path / "run", *arguments)
+    assert "global, epsilon" in shown
+    assert "against the server itself: epsilon" in shown
+
+
+def _federation_key(folder: Path) -> Any:
+    return public_key_of(folder / "ledger" / "federation.jsonl")
