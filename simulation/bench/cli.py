@@ -20,7 +20,7 @@ def group() -> None:
 def train(
     people: Annotated[str, typer.Option(help="chitchat, or a JSONL file of people.")] = "chitchat",
     model: Annotated[str, typer.Option(help="Name, folder or hub id of the base model.")] = "smollm2-135m",
-    documents: Annotated[int, typer.Option(help="Documents to train on.")] = 160,
+    documents: Annotated[int, typer.Option(help="Documents to train on.")] = 64,
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = 3,
     rank: Annotated[int, typer.Option(help="Rank of our cores.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
@@ -39,8 +39,8 @@ def train(
     basis = cached_basis(path, adapter, 0, progress)
     tokens = LanguageModel.load(path, top_layers=adapter.layers)
     everyone = load_people(people, 200).people
-    history = [d for i in range(4) for p in everyone[40:] for d in p.history[i : i + 1]][:documents]
-    test = [p.test[0] for p in everyone[:40] if p.test]
+    history = [d for i in range(4) for p in everyone[16:] for d in p.history[i : i + 1]][:documents]
+    test = [p.test[0] for p in everyone[:16] if p.test]
     encoded = [[e for e in (tokens.encode(d, 256) for d in part) if e.own_tokens] for part in (history, test)]
     rows = train_rows(path, basis, encoded[0], encoded[1], adapter.layers, epochs)
     if as_json:

@@ -102,7 +102,7 @@ def _run(side: Side, order: Batches) -> tuple[float, list[tuple[float, float]]]:
     started = time.process_time()
     side.prepare()
     spent += time.process_time() - started
-    checks = set(np.linspace(0, len(order) - 1, 9).astype(int)[1:].tolist())
+    checks = set(np.linspace(0, len(order) - 1, 7).astype(int)[1:].tolist())
     for i, batch in enumerate(order):
         started = time.process_time()
         side.step(batch)
