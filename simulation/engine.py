@@ -168,7 +168,7 @@ def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str
         if update is not None:
             updates[user] = update
 
-    federation.pool.run([(user, ("observe", (user, asked.query.round))) for user in answers], observed)
+    federation.pool.run([(user, ("observe", (user, asked.query.round, asked.slots))) for user in answers], observed)
     return answers, updates
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import secrets
 import shutil
@@ -45,10 +46,10 @@ class RunFolder:
     def begin(self, config: RunConfig, overwrite: bool, *, people_sha256: str, replayed: bool) -> None:
         """Make the folder ready: a new run, or the same run to go on with after a crash.
 
-        `overwrite` removes a finished or another run (never a folder that holds something else); an unfinished one of
-        the same configuration goes on all the same. What a run is, is its
-        configuration, its people and whether its noise is replayed: going on with another of these would claim for old
-        rounds what holds for new ones.
+        `overwrite` removes a finished or another run (never a folder that holds something else, nor a run that is going
+        on); an unfinished one of the same configuration goes on all the same. What a run is, is its configuration, its
+        people and whether its noise is replayed: going on with another of these would claim for old rounds what holds
+        for new ones.
         """
         facts = {
             "campaign": config.campaign,
@@ -57,6 +58,7 @@ class RunFolder:
             "replayed_noise": replayed,
         }
         known = self._manifest()
+        self._require_idle()
         if known is not None:
             try:
                 self._require_same(known, facts)
@@ -123,6 +125,16 @@ class RunFolder:
         if not isinstance(manifest, dict) or "campaign" not in manifest:
             raise ConfigError(f"{self.path} holds files of something else; choose another --out")
         return manifest
+
+    def _require_idle(self) -> None:
+        """Raise ConfigError while another process runs here: it holds the lock of the federation's ledger."""
+        try:
+            with (self.ledgers / "federation.jsonl").open("rb") as ledger:
+                fcntl.flock(ledger, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            raise ConfigError(f"another process is running in {self.path}; wait for it or stop it") from None
 
     def _require_same(self, known: dict[str, Any], facts: dict[str, Any]) -> None:
         if known.get("state") == "finished":

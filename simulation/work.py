@@ -128,10 +128,18 @@ class HostWork:
         """Return the device's wire message to a query: an answer or a refusal."""
         return self.devices[user].answer(query_bytes, flat_cores(self.learner.layout, slots))
 
-    def observe(self, user: str, number: int) -> Vector | None:
-        """Return the update that the device trained in round `number`, before clip and noise; None if there is none."""
-        kept = self.learner.kept(user, number)
-        return None if kept is None else kept[1]
+    def observe(self, user: str, number: int, slots: Vector) -> Vector | None:
+        """Return what the device learned in round `number`, before clip and noise, in its slot of [slots x slot_dim].
+
+        None if it has not trained from any of `slots`.
+        """
+        kept, layout = self.learner.kept(user, number), self.learner.layout
+        starts = [sha256_hex(layout.flatten(layout.unflatten(row)).tobytes()) for row in slots]
+        if kept is None or kept[0] not in starts:
+            return None
+        seen = np.zeros_like(slots)
+        seen[starts.index(kept[0])] = kept[1]
+        return seen.ravel()
 
     def without_noise(self, user: str, query_bytes: bytes, slots: Vector) -> bytes:
         """Return a person's answer to a query of transport `off`: same clip and rounding, no noise, no ledger.

@@ -15,10 +15,11 @@ from typing import Any
 
 import click
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file
 
 import confide
-from privacy.ledger import read_ledger
+from privacy.ledger import Ledger, read_ledger
 from simulation.basis_cache import cached_basis
 from simulation.progress import Progress
 from simulation.run import simulate
@@ -224,6 +225,15 @@ def test_an_unfinished_run_goes_on_only_as_what_it_was(refused: Any, run: Any, b
         assert "other people" in refused(*out, "--replay-noise", run.key, *run.arguments())
     finally:
         (tmp_path / "kept.jsonl").rename(run.people)
+
+
+def test_a_run_that_is_going_on_is_neither_joined_nor_overwritten(refused: Any, run: Any, begun: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    with Ledger(begun / "ledger" / "federation.jsonl", key, {"federation": "simulation", "owner": "federation"}):
+        for more in ([], ["--overwrite"]):
+            line = refused("simulate", "--json", "--out", begun, *more, "--replay-noise", run.key, *run.arguments())
+            assert "another process is running" in line
+    assert (begun / "ledger" / "policy.json").exists()
 
 
 def test_a_damaged_manifest_is_one_line(refused: Any, run: Any, begun: Path) -> None:

@@ -26,6 +26,7 @@ from privacy.errors import ConfigError, ReleaseInvalid
 from privacy.ledger import LedgerView, public_key_of, read_ledger
 from privacy.plan import Campaign as Planned
 from privacy.plan import plan
+from privacy.query import Query
 from privacy.release import verify_release
 from privacy.wire import Answer, decode
 from server.registry import write_release
@@ -305,12 +306,25 @@ def test_personas_get_slots_noisy_counts_and_an_assignment(finished: Any) -> Non
     assert personas["k"] == 2
     assert set(personas["assignment"]) == {f"u5x{i:02d}" for i in range(18)}
     assert set(personas["assignment"].values()) <= {0, 1}
+    for row, query in zip(run.report["rounds"], queries, strict=True):
+        assert row["noise_ratio"] == pytest.approx(noise_ratio_of(run, query))
     counts = [row["noisy_count"] for row in personas["rows"]]
     assert all(count != round(count) for count in counts)
     published = {row["name"] for row in personas["rows"] if row["published"]}
     folders = {p.name for p in (run.folder / "release").iterdir() if p.name.startswith("persona-")}
     assert folders == published
     assert run.report["arms"]["persona"]["users"] == 18
+
+
+def noise_ratio_of(run: Finished, query: Query) -> float:
+    """Return |noise| / |signal| of a round from what each device clipped into its slot, and where that slot lies."""
+    clip, rows = float(query.clip_norm), []
+    for _, method, arguments, update in run.calls:
+        if method == "observe" and arguments[1] == query.round:
+            assert np.count_nonzero(np.linalg.norm(update.reshape(query.slots, -1), axis=1)) == 1
+            rows.append(update * min(1, clip / np.linalg.norm(update)))
+    noise = clip * float(query.noise_multiplier) * np.sqrt(query.dim / (query.cohort.honest * 15))
+    return float(noise / np.linalg.norm(np.mean(rows, axis=0)))
 
 
 def test_without_noise_everything_says_so(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
