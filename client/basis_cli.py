@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def basis(
     A basis is published before any noise is drawn: no text of a participant may go into it.
     """
     _check(public, people, out, compare)
+    warnings.simplefilter("ignore", FutureWarning)  # of packages about each other; this process is the command's own
     from client.basis import BasisSettings
 
     console = Console(stderr=True)
