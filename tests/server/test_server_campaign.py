@@ -34,7 +34,7 @@ DIM = 6
 PLAN = CampaignPlan(
     federation="test",
     campaign="spring",
-    rounds=3,
+    rounds=2,
     cohort=18,
     personas=0,
     slot_dim=DIM,
@@ -47,7 +47,7 @@ PLAN = CampaignPlan(
     policy_sha256="a" * 64,
     seed=7,
 )
-PERSONAS = replace(PLAN, personas=2, rounds=4)
+PERSONAS = replace(PLAN, personas=2)
 QUIET = replace(PLAN, transport="off")
 
 
@@ -381,7 +381,7 @@ def test_a_cohort_larger_than_the_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_personas_and_global_alternate(tmp_path: Path) -> None:
-    with Server(tmp_path, PERSONAS) as campaign:
+    with Server(tmp_path, replace(PERSONAS, rounds=4)) as campaign:
         purposes = []
         start = campaign.state.personas.copy()
         while not campaign.finished:
@@ -396,7 +396,7 @@ def test_personas_and_global_alternate(tmp_path: Path) -> None:
 
 def test_a_persona_moves_by_the_mean_of_its_own_members_and_less_if_they_are_few(tmp_path: Path) -> None:
     """Below a share of 1/K the step shrinks with the share: under noise a tiny slot must not be blown up."""
-    quiet = replace(PERSONAS, transport="off", rounds=2)
+    quiet = replace(PERSONAS, transport="off")
     with Server(tmp_path, quiet) as campaign:
         asked = campaign.ask()
         campaign.take(asked, answers(asked))
@@ -412,7 +412,7 @@ def test_a_persona_moves_by_the_mean_of_its_own_members_and_less_if_they_are_few
 
 def test_a_persona_is_published_only_with_members_enough(tmp_path: Path) -> None:
     """Without noise the counts are exact: 18 invited of 24, so each of two personas has 6 to 12 members."""
-    quiet = replace(PERSONAS, transport="off", rounds=2)
+    quiet = replace(PERSONAS, transport="off")
     for floor, published in ((3, [0, 1]), (13, [])):
         with Server(tmp_path / str(floor), replace(quiet, persona_floor=floor)) as campaign:
             assert campaign.published_personas() == []
