@@ -34,7 +34,12 @@ from simulation.report_schema import Round
 
 Vector = NDArray[np.float64]
 MIN_COHORT = 16
-UNABLE = RefusalCode.UNABLE
+SPENT = " (an attempt that was lost is spent all the same: fewer devices must drop out)"
+HINTS: Mapping[str, str] = {
+    RefusalCode.UNABLE: " (it could not write, or read, its own files: is the disk full?)",
+    RefusalCode.PARTICIPATIONS: SPENT,
+    RefusalCode.BUDGET: SPENT,
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,10 @@ def _round(federation: Federation, keep: Callable[[Round], None]) -> None:
         answers, updates = _collect(federation, asked, label)
         arrived = _arrived(federation.config, asked, answers)
         if arrived:
-            keep(_row(asked.query, updates, len(arrived), time.monotonic() - started))
+            row = _row(asked.query, updates, len(arrived), time.monotonic() - started)
+            if row["alpha"] is None:
+                federation.progress.note(f"{label}: nobody had text to learn from; is local.own_tokens too small?")
+            keep(row)
         try:
             campaign.take(asked, arrived)
             return
@@ -160,8 +168,9 @@ def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str
 
         federation.pool.run([(user, (call[0], (user, *call[1]))) for user in asked.invited], done)
     if refused and not answers:
-        hint = " (it could not write, or read, its own files: is the disk full?)" if UNABLE in refused.values() else ""
-        raise ConfideError(f"every device refused: {', '.join(sorted(set(refused.values())))}{hint}")
+        codes = sorted(set(refused.values()))
+        hint = next((HINTS[code] for code in codes if code in HINTS), "")
+        raise ConfideError(f"every device refused: {', '.join(codes)}{hint}")
     updates: dict[str, Vector] = {}
 
     def observed(user: str, update: Vector | None) -> None:

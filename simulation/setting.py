@@ -148,14 +148,16 @@ def _host(setting: Setting, people: Sequence[Person]) -> HostSettings:
 
 def _require_enough(config: RunConfig, people: int, cohort: int) -> None:
     needed = MIN_COHORT if config.privacy.transport != "off" else 1
-    require_cohort(min(people, cohort), needed, lambda: _suggestions(config, min(people, cohort)))
+    require_cohort(min(people, cohort), needed, lambda: _suggestions(config, needed))
     require_cohort(people, cohort, lambda: (f"set cohort to {people} or less",))
 
 
-def _suggestions(config: RunConfig, people: int) -> Sequence[str]:
-    return plan(
-        Planned(people=max(1, people), noise_multiplier=config.noise_multiplier(), rounds=config.rounds)
-    ).suggestions
+def _suggestions(config: RunConfig, needed: int) -> Sequence[str]:
+    """Return what would do: people enough for a query, and then what keeps noise from drowning what they learn."""
+    noise, dropout = config.noise_multiplier(), config.dropout
+    at_least = Planned(people=needed, noise_multiplier=noise, rounds=config.rounds, dropout=dropout)
+    against_noise = ", or ".join(plan(at_least).suggestions)
+    return [f"{needed} people at least", *([f"against the noise, {against_noise}"] if against_noise else [])]
 
 
 def _basis(folder: RunFolder, config: RunConfig, model_path: Path, progress: Progress) -> Basis:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file
 
 import confide
+from privacy.errors import ConfideError
 from privacy.ledger import Ledger, read_ledger
 from simulation.basis_cache import cached_basis
 from simulation.progress import Progress
@@ -306,3 +307,11 @@ def test_a_finished_run_is_not_run_again_and_overwritten_only_on_demand(run: Any
         simulate(run.config("seed=1"), out, Progress(quiet=True), overwrite=True, open_hosts=no_hosts)
     assert json.loads((out / "run.json").read_text())["config"]["seed"] == 1
     assert not (out / "release").exists()
+
+
+def test_lost_attempts_are_spent_and_the_run_says_so(run: Any, tmp_path: Path) -> None:
+    """Nine of eighteen drop out, thirteen are needed; the devices were promised one round and refuse a second."""
+    with pytest.raises(ConfideError, match=r"participations\.used-up \(an attempt that was lost is spent"):
+        run(tmp_path / "run", WITHOUT, "rounds=1", "dropout=0.5")
+    for path in (tmp_path / "run" / "ledger" / "devices").glob("*.jsonl"):
+        assert len(list(read_ledger(path).account.charged())) == 1
