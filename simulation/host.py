@@ -71,6 +71,7 @@ def _die_with_parent(alive: Connection) -> None:
 
 Call = tuple[str, tuple[Any, ...]]
 CLOSING_S = 5.0
+ENDED = "a worker process ended; is there enough memory?"
 
 
 class Hosts(Protocol):
@@ -142,7 +143,7 @@ class HostPool:
                 try:
                     state, result = pipe.recv()
                 except (EOFError, OSError):
-                    raise ConfideError("a worker process ended; is there enough memory?") from None
+                    raise ConfideError(ENDED) from None
                 if state != "ok":
                     raise ConfideError(result)
                 self._next(w, queues[w], pending)
@@ -151,7 +152,10 @@ class HostPool:
     def _next(self, w: int, queue: list[tuple[str, Call]], pending: dict[Connection, tuple[int, str]]) -> None:
         if queue:
             user, call = queue.pop(0)
-            self._pipes[w].send(call)
+            try:
+                self._pipes[w].send(call)
+            except OSError:
+                raise ConfideError(ENDED) from None
             pending[self._pipes[w]] = (w, user)
 
     def close(self, at_once: bool = False) -> None:
