@@ -83,7 +83,7 @@ class PrivacyConfig:
 class LocalConfig:
     """A device's work in a round; see `client.train.CoreTraining`. `clip` bounds the whole answer."""
 
-    own_tokens: int = 160
+    own_tokens: int = 128
     steps: int = 2
     step: float = 0.05
     sampling_rate: float = 0.5
@@ -105,7 +105,7 @@ class OwnConfig:
     """The own adapters of the evaluation: for how many people, from how much of their text."""
 
     people: int = 16
-    tokens: int = 400
+    tokens: int = 256
     rank: int = 8
     epochs: int = 2
     learning_rate: float = 1e-3
@@ -117,7 +117,7 @@ class OwnConfig:
 class EvaluationConfig:
     """`test_tokens` own tokens a person at most; `held_out` people take no part and are scored alone."""
 
-    test_tokens: int = 128
+    test_tokens: int = 96
     held_out: int = 0
     retrieved: int = 2
     retrieved_tokens: int = 192
@@ -128,7 +128,7 @@ class RunConfig:
     """Everything that defines a run; equal configurations on equal people are equal campaigns."""
 
     people: str = "chitchat"
-    max_people: int = 120
+    max_people: int = 112
     model: str = "smollm2-135m"
     rounds: int = 2
     cohort: int | None = None

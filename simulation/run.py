@@ -44,7 +44,7 @@ PACKAGES = (
     "presidio-analyzer",
     "flwr",
 )
-SCRUB_PEOPLE = 16
+SCRUB_PEOPLE = 12
 
 
 def simulate(
