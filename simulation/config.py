@@ -105,7 +105,7 @@ class OwnConfig:
     """The own adapters of the evaluation: for how many people, from how much of their text."""
 
     people: int = 16
-    tokens: int = 256
+    tokens: int = 320
     rank: int = 8
     epochs: int = 2
     learning_rate: float = 1e-3
@@ -128,7 +128,7 @@ class RunConfig:
     """Everything that defines a run; equal configurations on equal people are equal campaigns."""
 
     people: str = "chitchat"
-    max_people: int = 112
+    max_people: int = 104
     model: str = "smollm2-135m"
     rounds: int = 2
     cohort: int | None = None

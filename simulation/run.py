@@ -198,9 +198,8 @@ def _evaluate(
         personas: dict[str, int] = {}
         if setting.config.personas:
             personas = evaluate.score_personas(pool, scored, core, list(campaign.state.personas), evaluation)
-        chosen = drawn(scored, setting.config.own.people, [setting.config.seed, 5])
-        if chosen:
-            evaluate.score_own(pool, chosen, core, evaluation, setting.progress)
+        if setting.own_people:
+            evaluate.score_own(pool, setting.own_people, core, evaluation, setting.progress)
     return evaluation, personas
 
 

@@ -58,6 +58,11 @@ class Setting:
         return [person.user for person in self.held_out] or self.users
 
     @property
+    def own_people(self) -> list[str]:
+        """Return who gets own adapters and a row in the table of persons: drawn by `seed`, before anything is run."""
+        return drawn(self.scored, self.config.own.people, [self.config.seed, 5])
+
+    @property
     def cohort(self) -> int:
         """Return how many devices a round invites."""
         return self.config.cohort or len(self.trained)
@@ -118,9 +123,13 @@ def federation_ledger(setting: Setting) -> Ledger:
 
 
 def host_settings(setting: Setting) -> list[HostSettings]:
-    """Return the settings of W hosts; host w serves the people whose index is w modulo W."""
+    """Return the settings of W hosts; host w serves the people whose index is w modulo W.
+
+    Those who will get own adapters come first, so that each host has its share of that work too.
+    """
     workers = setting.config.workers or default_workers()
-    people = [*setting.trained, *setting.held_out]
+    own = set(setting.own_people)
+    people = sorted([*setting.trained, *setting.held_out], key=lambda person: person.user not in own)
     return [_host(setting, people[w::workers]) for w in range(min(workers, len(people)))]
 
 
