@@ -36,6 +36,7 @@ LEAST = {
     "own.tokens": 1,
     "own.rank": 1,
     "own.epochs": 1,
+    "own.record_epochs": 1,
     "evaluation.test_tokens": 1,
     "evaluation.held_out": 0,
     "evaluation.retrieved": 0,
@@ -108,6 +109,7 @@ class OwnConfig:
     tokens: int = 320
     rank: int = 8
     epochs: int = 2
+    record_epochs: int = 1
     learning_rate: float = 1e-3
     record_epsilon: float = 8.0
     record_delta: float = 1e-5
@@ -117,7 +119,7 @@ class OwnConfig:
 class EvaluationConfig:
     """`test_tokens` own tokens a person at most; `held_out` people take no part and are scored alone."""
 
-    test_tokens: int = 96
+    test_tokens: int = 80
     held_out: int = 0
     retrieved: int = 2
     retrieved_tokens: int = 192

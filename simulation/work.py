@@ -202,7 +202,7 @@ class HostWork:
         self.model.set_cores(self.learner.layout.unflatten(core))
         settings = OwnTraining(
             own.rank,
-            own.epochs,
+            own.record_epochs if record else own.epochs,
             own.learning_rate,
             record_epsilon=own.record_epsilon if record else None,
             record_delta=own.record_delta,

@@ -51,6 +51,7 @@ OTHER = {
     "own.tokens": 99,
     "own.rank": 2,
     "own.epochs": 3,
+    "own.record_epochs": 2,
     "own.learning_rate": 0.5,
     "own.record_epsilon": 3.0,
     "own.record_delta": 1e-4,
