@@ -67,6 +67,9 @@ class ObservedLearner(TextLearner):
         return self.folder / f"{user}.update"
 
 
+RECORD_BATCH = 4  # documents a step under record-level noise: with fewer, the noise of a step hides its gradient
+
+
 class HostWork:
     """One host's model, devices and people; every method may be called over the pipe."""
 
@@ -204,6 +207,7 @@ class HostWork:
             own.rank,
             own.record_epochs if record else own.epochs,
             own.learning_rate,
+            batch_documents=RECORD_BATCH if record else 1,
             record_epsilon=own.record_epsilon if record else None,
             record_delta=own.record_delta,
         )

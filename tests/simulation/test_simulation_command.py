@@ -38,7 +38,12 @@ def start(out: Path, arguments: list[str], log: Path) -> subprocess.Popen[bytes]
     """Start `confide simulate` in a process group of its own."""
     command = [sys.executable, "-m", "confide", "simulate", "--out", str(out), *arguments]
     with log.open("wb") as stderr:
-        return subprocess.Popen(command, stdout=stderr, stderr=stderr, start_new_session=True)
+        return subprocess.Popen(command, stdout=stderr, stderr=stderr, start_new_session=True, preexec_fn=hears_ctrl_c)
+
+
+def hears_ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C and hands that down; these processes are to hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
