@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
 from client.model import Cached, Encoded, LanguageModel
-from client.train import DocumentLoss, per_document_gradients
+from client.train import DocumentLoss, per_document_gradients, quiet
 from privacy.adapter import Basis
 
 PEER = "PEFT LoRA r=8, q and v, all layers, float32, AdamW"
@@ -136,7 +136,8 @@ def _ours(model: LanguageModel, train: list[Encoded], test: list[Encoded]) -> Si
         wrapped.append(GradSampleModule(loss))
 
     def step(batch: Sequence[int]) -> None:
-        per_document_gradients(wrapped[0], [cached[i] for i in batch])
+        with quiet():
+            per_document_gradients(wrapped[0], [cached[i] for i in batch])
         samples: list[Any] = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
         norms = torch.stack([s.flatten(1).norm(dim=1) for s in samples]).norm(dim=0)
         for p, s in zip(parameters, samples, strict=True):
@@ -144,7 +145,7 @@ def _ours(model: LanguageModel, train: list[Encoded], test: list[Encoded]) -> Si
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for p in parameters:
-            del p.grad_sample  # type: ignore[attr-defined]
+            p.grad_sample = None  # type: ignore[attr-defined]
 
     return Side("ours", prepare, step, lambda: _mean_nats(model, held_out))
 
