@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from privacy.canonical import is_digest, is_name
 from privacy.errors import SignatureInvalid, WireError
+from privacy.frame import Cursor, frame, named, open_frame
+from privacy.frame import require as _require
 
-MAGIC: Final = b"confide\x01"
 ANSWER: Final = 1
 REFUSAL: Final = 2
 MAX_DIM: Final = 2**24
@@ -86,7 +87,7 @@ class Answer:
 
     def encode(self) -> bytes:
         """Return the frame."""
-        return MAGIC + bytes([ANSWER]) + self._body() + bytes([len(self.signature)]) + self.signature
+        return frame(ANSWER, self._body() + bytes([len(self.signature)]) + self.signature)
 
     def signed(self, key: Ed25519PrivateKey, ledger_head: str = NO_HEAD) -> Answer:
         """Return this answer with the device's ledger head and signature over all of it."""
@@ -101,10 +102,9 @@ class Answer:
             raise SignatureInvalid("answer") from None
 
     def _body(self) -> bytes:
-        device = self.device_id.encode("ascii")
         hashes = bytes.fromhex(self.query_sha256 + self.ledger_head)
         size = struct.pack("<I", self.vector.size)
-        return hashes + bytes([len(device)]) + device + size + self.vector.astype("<u4", copy=False).tobytes()
+        return hashes + named(self.device_id) + size + self.vector.astype("<u4", copy=False).tobytes()
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Refusal:
 
     def encode(self) -> bytes:
         """Return the frame."""
-        device = self.device_id.encode("ascii")
-        body = bytes.fromhex(self.query_sha256) + bytes([len(device)]) + device + bytes([_CODES.index(self.code)])
-        return MAGIC + bytes([REFUSAL]) + body
+        return frame(
+            REFUSAL, bytes.fromhex(self.query_sha256) + named(self.device_id) + bytes([_CODES.index(self.code)])
+        )
 
 
 Message = Answer | Refusal
@@ -133,58 +133,27 @@ Message = Answer | Refusal
 
 def decode(data: bytes) -> Message:
     """Return the message that `data` encodes; `decode(data).encode() == data`. Raises WireError for all other bytes."""
-    _require(len(data) <= MAX_BYTES, f"a message longer than {MAX_BYTES} bytes")
-    cursor = _Cursor(data)
-    _require(cursor.take(len(MAGIC)) == MAGIC, "not a message of this version")
-    kind = cursor.byte()
+    kind, cursor = open_frame(data, MAX_BYTES)
     if kind == ANSWER:
         message: Message = _answer(cursor)
     elif kind == REFUSAL:
         message = _refusal(cursor)
     else:
         raise WireError("a message of unknown kind")
-    _require(cursor.left() == 0, "bytes after the end of a message")
+    cursor.end()
     return message
 
 
-def _answer(cursor: _Cursor) -> Answer:
-    query_sha256, ledger_head = cursor.take(32).hex(), cursor.take(32).hex()
+def _answer(cursor: Cursor) -> Answer:
+    query_sha256, ledger_head = cursor.digest(), cursor.digest()
     device_id = cursor.name()
-    (dim,) = struct.unpack("<I", cursor.take(4))
+    dim = cursor.u32()
     _require(dim <= MAX_DIM, "the length of an answer is out of bounds")  # before anything of that size is made
     vector = np.frombuffer(cursor.take(4 * dim), dtype="<u4").astype(np.uint32, copy=False)
     return Answer(query_sha256, device_id, vector, ledger_head, cursor.take(cursor.byte()))
 
 
-def _refusal(cursor: _Cursor) -> Refusal:
-    query_sha256, device_id, index = cursor.take(32).hex(), cursor.name(), cursor.byte()
+def _refusal(cursor: Cursor) -> Refusal:
+    query_sha256, device_id, index = cursor.digest(), cursor.name(), cursor.byte()
     _require(index < len(_CODES), "a refusal code is not on the list")
     return Refusal(query_sha256, device_id, _CODES[index])
-
-
-class _Cursor:
-    """Reads a byte string once from front to back and never beyond its end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    def take(self, number: int) -> bytes:
-        _require(number <= self.left(), "a message ends too early")
-        self._at += number
-        return self._data[self._at - number : self._at]
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def name(self) -> str:
-        raw = self.take(self.byte())
-        _require(raw.isascii() and is_name(raw.decode("ascii")), "device_id is not a name")
-        return raw.decode("ascii")
-
-    def left(self) -> int:
-        return len(self._data) - self._at
-
-
-def _require(holds: bool, problem: str) -> None:
-    if not holds:
-        raise WireError(problem)

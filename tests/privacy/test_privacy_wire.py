@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.errors import SignatureInvalid, WireError
-from privacy.wire import MAGIC, MAX_BYTES, NO_HEAD, Answer, Refusal, RefusalCode, decode
+from privacy.frame import MAGIC
+from privacy.wire import MAX_BYTES, NO_HEAD, Answer, Refusal, RefusalCode, decode
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 DIGESTS = st.binary(min_size=32, max_size=32).map(bytes.hex)
