@@ -1,4 +1,4 @@
-"""The only types that may leave a device, byte by byte (PROTOCOL.md, section 6).
+"""The only types that may leave a device, byte by byte (PROTOCOL.md, section 6), and those that it reads.
 
     frame   = "confide" | version u8 = 1 | kind u8 | body
     answer  = query_sha256 [32] | ledger_head [32] | n u8 | device_id [n] | dim u32 | u32 [dim] | m u8 | signature [m]
@@ -11,6 +11,7 @@ to itself. Decoding raises WireError and nothing else.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -21,14 +22,39 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from privacy.canonical import is_digest, is_name
-from privacy.errors import SignatureInvalid, WireError
+from privacy.errors import SignatureInvalid
 from privacy.frame import Cursor, frame, named, open_frame
 from privacy.frame import require as _require
+from privacy.session import (
+    ACCEPTED,
+    COLLECTION,
+    DELIVERY,
+    GREETING,
+    HELLO,
+    MAX_DELIVERY_BYTES,
+    RECEIVED,
+    TRAINING,
+    Accepted,
+    Collection,
+    Delivery,
+    Greeting,
+    Hello,
+    Received,
+    Training,
+    read_accepted,
+    read_collection,
+    read_delivery,
+    read_greeting,
+    read_hello,
+    read_received,
+    read_training,
+)
 
 ANSWER: Final = 1
 REFUSAL: Final = 2
 MAX_DIM: Final = 2**24
 MAX_BYTES: Final = 4 * MAX_DIM + 256
+MAX_REQUEST_BYTES: Final = MAX_DELIVERY_BYTES + 4096
 SIGNATURE_BYTES: Final = 64
 NO_HEAD: Final = "0" * 64
 _SIGNED: Final = b"confide/answer/1\x00"
@@ -54,6 +80,7 @@ class RefusalCode(StrEnum):
     STALE = "query.stale"
     RELEASE = "release.unknown"
     UNABLE = "device.unable"
+    BUSY = "answer.not-ready"
 
 
 _CODES: Final = tuple(RefusalCode)
@@ -128,20 +155,26 @@ class Refusal:
         )
 
 
-Message = Answer | Refusal
+Message = Answer | Refusal | Hello | Received | Accepted
+Request = Greeting | Delivery | Training | Collection
 
 
 def decode(data: bytes) -> Message:
     """Return the message that `data` encodes; `decode(data).encode() == data`. Raises WireError for all other bytes."""
     kind, cursor = open_frame(data, MAX_BYTES)
-    if kind == ANSWER:
-        message: Message = _answer(cursor)
-    elif kind == REFUSAL:
-        message = _refusal(cursor)
-    else:
-        raise WireError("a message of unknown kind")
+    _require(kind in _FROM_DEVICE, "a message of unknown kind")
+    message = _FROM_DEVICE[kind](cursor)
     cursor.end()
     return message
+
+
+def decode_request(data: bytes) -> Request:
+    """Return what a server asks in `data`; encodes to `data` again. Raises WireError for all other bytes."""
+    kind, cursor = open_frame(data, MAX_REQUEST_BYTES)
+    _require(kind in _FROM_SERVER, "a request of unknown kind")
+    request = _FROM_SERVER[kind](cursor)
+    cursor.end()
+    return request
 
 
 def _answer(cursor: Cursor) -> Answer:
@@ -157,3 +190,19 @@ def _refusal(cursor: Cursor) -> Refusal:
     query_sha256, device_id, index = cursor.digest(), cursor.name(), cursor.byte()
     _require(index < len(_CODES), "a refusal code is not on the list")
     return Refusal(query_sha256, device_id, _CODES[index])
+
+
+# Every message that leaves a device, and every one that a device reads: there are no others.
+_FROM_DEVICE: Final[Mapping[int, Callable[[Cursor], Message]]] = {
+    ANSWER: _answer,
+    REFUSAL: _refusal,
+    HELLO: read_hello,
+    RECEIVED: read_received,
+    ACCEPTED: read_accepted,
+}
+_FROM_SERVER: Final[Mapping[int, Callable[[Cursor], Request]]] = {
+    GREETING: read_greeting,
+    DELIVERY: read_delivery,
+    TRAINING: read_training,
+    COLLECTION: read_collection,
+}
