@@ -9,6 +9,7 @@ byte for byte when the same question comes again, so that no second noise is eve
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,8 @@ from privacy.ledger import Ledger
 from privacy.noise import KeyStream
 from privacy.policy import Policy
 from privacy.query import Query
-from privacy.wire import Refusal, RefusalCode, decode
+from privacy.session import Hello
+from privacy.wire import Answer, Refusal, RefusalCode, decode
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +58,39 @@ class Device:
         ledger: Ledger,
         signing_key: Ed25519PrivateKey,
         noise_key: bytes,
-        learner: Learner,
+        learner: Learner | None,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
-        self._key, self._noise_key, self._learner = signing_key, noise_key, learner
+        self.learner = learner
+        self._key, self._noise_key = signing_key, noise_key
+        self._books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
+
+    def hello(self, held: int, node_id: int, nonce: str) -> bytes:
+        """Return the wire bytes of the signed answer to a greeting that came through the node `node_id`."""
+        return Hello.signed(self._key, self.device_id, held, node_id, nonce).encode()
+
+    def refusal(self, query_bytes: bytes, slots: Sequence[Cores] | None) -> bytes | None:
+        """Return the wire bytes of a refusal if the device would refuse now, else None; nothing is computed or charged.
+
+        `slots` is None where the adapters that the query names have not been delivered.
+        """
+        query_sha256 = sha256_hex(query_bytes)
+        try:
+            query = Query.from_bytes(query_bytes)
+            event = query.event_id(self.device_id)
+            if self._stored(event).exists():
+                return None
+            self._permit(query, event, slots)
+        except PolicyRefused as refused:
+            return self.refuse(query_sha256, RefusalCode(refused.code))
+        except Exception as error:  # noqa: BLE001 - as in `answer`
+            logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
+            return self.refuse(query_sha256, RefusalCode.UNABLE)
+        return None
+
+    def refuse(self, query_sha256: str, code: RefusalCode) -> bytes:
+        """Return the wire bytes of a refusal with `code`."""
+        return Refusal(query_sha256, self.device_id, code).encode()
 
     def answer(self, query_bytes: bytes, slots: Sequence[Cores]) -> bytes:
         """Return the wire bytes of an Answer, or of a Refusal whose code is all that the server learns.
@@ -72,48 +103,58 @@ class Device:
         try:
             return self._answer(Query.from_bytes(query_bytes), slots)
         except PolicyRefused as refused:
-            return Refusal(query_sha256, self.device_id, RefusalCode(refused.code)).encode()
+            return self.refuse(query_sha256, RefusalCode(refused.code))
         except Exception as error:  # noqa: BLE001 - an error's text may hold the person's; its kind is all that is kept
             logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
-            return Refusal(query_sha256, self.device_id, RefusalCode.UNABLE).encode()
+            return self.refuse(query_sha256, RefusalCode.UNABLE)
+
+    def _stored(self, event: bytes) -> Path:
+        return self.home / f"{event.hex()}.answer"
 
     def _answer(self, query: Query, slots: Sequence[Cores]) -> bytes:
         event = query.event_id(self.device_id)
-        stored = self.home / f"{event.hex()}.answer"
+        stored = self._stored(event)
         if stored.exists():
             return self._again(stored.read_bytes(), query, event)
-        self._permit(query, event, slots)
-        self.ledger.reserve(query, self.device_id)
+        with self._books:
+            self._permit(query, event, slots)
+            self.ledger.reserve(query, self.device_id)
         update = self._local_update(query, event, slots)
-        answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
-        write_atomic(stored, answer.encode())
-        self.ledger.commit(event)
+        with self._books:
+            answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
+            write_atomic(stored, answer.encode())
+            self.ledger.commit(event)
         return answer.encode()
 
     def _again(self, answer: bytes, query: Query, event: bytes) -> bytes:
         """Return the stored answer if it was made for exactly this query; one event is answered to one query only."""
-        if decode(answer).query_sha256 != query.sha256:
+        kept = decode(answer)
+        if not isinstance(kept, Answer) or kept.query_sha256 != query.sha256:
             raise PolicyRefused(RefusalCode.STALE)
-        self.ledger.commit(event)  # a crash may have come between answer and COMMIT
+        with self._books:
+            self.ledger.commit(event)  # a crash may have come between answer and COMMIT
         return answer
 
-    def _permit(self, query: Query, event: bytes, slots: Sequence[Cores]) -> None:
+    def _permit(self, query: Query, event: bytes, slots: Sequence[Cores] | None) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
-        charged = {r.event: r for r in self.ledger.account.charged()}
-        mine = charged.pop(event.hex(), None)
-        spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)
+        with self._books:
+            charged = {r.event: r for r in self.ledger.account.charged()}
+            mine = charged.pop(event.hex(), None)
+            spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)
         self.policy.check(query, spent, len(charged))
-        trained_from = state_sha256(self.policy.basis_sha256, self._learner.layout, slots)
-        if trained_from != query.release_sha256 or len(slots) != query.slots:
+        if slots is None or self.learner is None or len(slots) != query.slots:
+            raise PolicyRefused(RefusalCode.RELEASE)
+        if state_sha256(self.policy.basis_sha256, self.learner.layout, slots) != query.release_sha256:
             raise PolicyRefused(RefusalCode.RELEASE)
 
     def _local_update(self, query: Query, event: bytes, slots: Sequence[Cores]) -> NDArray[np.float64]:
         """Return the vector to be clipped and noised: the update in the slot that fits the person's own text best."""
-        slot = 0
+        learner, slot = self.learner, 0
+        assert learner is not None  # `_permit` came before
         if query.slots > 1:
-            slot = int(np.argmin([self._learner.loss(self.device_id, cores, query) for cores in slots]))
+            slot = int(np.argmin([learner.loss(self.device_id, cores, query) for cores in slots]))
         seed = int(KeyStream(self._noise_key, batches_event(event)).candidates(0, 1)[0, 0]) >> 1
-        return slotted_update(self._learner.update(self.device_id, slots[slot], query, seed), query, slot)
+        return slotted_update(learner.update(self.device_id, slots[slot], query, seed), query, slot)
 
 
 def batches_event(event: bytes) -> bytes:

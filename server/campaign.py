@@ -174,24 +174,38 @@ class Campaign:
         return Asked(query, query.to_bytes(), invited, slots)
 
     def take(self, asked: Asked, answers: Iterable[Answer]) -> RoundSum:
-        """Sum the answers, flush the sum, advance the adapters and return the round.
+        """Sum the answers in the clear and take the sum, see `take_sum`; answers that are not genuine do not count.
 
-        Raises CohortTooSmall if too few answered; the attempt is then marked lost, and `ask` begins another with new
-        noise (what devices have spent stays spent) until MAX_ATTEMPTS.
+        Raises CohortTooSmall if too few answered; the attempt is then lost, see `lose`.
         """
-        query = asked.query
         genuine = sorted(filter(self._genuine, answers), key=lambda answer: answer.device_id)
         try:
-            total, _ = sum_answers(query, genuine)
+            total, _ = sum_answers(asked.query, genuine)
         except CohortTooSmall:
-            write_atomic(self._path(query.round, query.attempt, "lost"), b"")
+            self.lose(asked)
             raise
-        heads = {answer.device_id: answer.ledger_head for answer in genuine}
-        facts = {"sum": save_tensors({"total": total}).hex(), "heads": heads}
+        return self.take_sum(asked, total, {answer.device_id: answer.ledger_head for answer in genuine})
+
+    def take_sum(self, asked: Asked, total: NDArray[np.int64], heads: Mapping[str, str]) -> RoundSum:
+        """Flush a sum, int64 [dim], of the devices in `heads` (each with the ledger head it signed); advance; return.
+
+        Raises CohortTooSmall for fewer devices than the query promised: such a sum never counts.
+        """
+        query = asked.query
+        if len(heads) < query.cohort.min_survivors or not set(heads) <= set(asked.invited):
+            raise CohortTooSmall(f"a sum of {len(heads)} answers, the query needs {query.cohort.min_survivors}")
+        facts = {"sum": save_tensors({"total": total}).hex(), "heads": dict(heads)}
         write_atomic(self._path(query.round, query.attempt, "sum"), canonical_json(facts))
         result = self._committed(query, total, heads)
         self._take(result)
         return result
+
+    def lose(self, asked: Asked) -> None:
+        """Mark an attempt as lost: `ask` begins another with new noise, until MAX_ATTEMPTS.
+
+        What devices have spent stays spent.
+        """
+        write_atomic(self._path(asked.query.round, asked.query.attempt, "lost"), b"")
 
     def _genuine(self, answer: Answer) -> bool:
         """Return whether the device's key in the directory signed the answer; without keys, nothing is checked."""
@@ -213,21 +227,10 @@ class Campaign:
             path = self._path(number, attempt, "sum")
             if not path.exists():
                 return
-            query = self._stored(number, attempt)
-            facts: Any = parse_canonical(path.read_bytes())
-            yield self._committed(query, load_tensors(bytes.fromhex(facts["sum"]))["total"], facts["heads"])
+            yield self._committed(self._stored(number, attempt), *_stored_sum(path))
 
     def _take(self, result: RoundSum) -> None:
-        means, weights = result.query.split(result.mean)
-        state, step = self.state, self.plan.optimizer.step
-        if weights is None:
-            core, velocity = step(state.core, state.velocity, means[0])
-            self.state = State(core, velocity, state.personas, state.persona_velocity, state.persona_counts)
-        else:
-            share = weights / float(result.query.weight)
-            scale = 1.0 / np.maximum(share, 1.0 / result.query.slots)  # noisy counts: never blow a small slot up
-            personas, velocity = step(state.personas, state.persona_velocity, means * scale[:, None])
-            self.state = State(state.core, state.velocity, personas, velocity, share * result.survivors)
+        self.state = advanced(self.plan, self.state, result)
         self.sums.append(result)
 
     def _query(self, number: int, attempt: int, slots: NDArray[np.float64]) -> Query:
@@ -280,5 +283,38 @@ class Campaign:
         """Note a flushed sum in the ledger, once, with who is in it and which head of its own ledger each signed."""
         digest = sha256_hex(total.astype("<i8").tobytes())
         self.ledger.commit(query.event_id(FEDERATION), survivors=sorted(heads), heads=dict(heads), sum_sha256=digest)
-        mean = decode_mean(total, query.clip_norm, query.integer_clip, len(heads))
-        return RoundSum(query, len(heads), mean)
+        return _round_sum(query, total, heads)
+
+
+def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
+    """Return the adapters after one more sum."""
+    means, weights = result.query.split(result.mean)
+    step = plan.optimizer.step
+    if weights is None:
+        core, velocity = step(state.core, state.velocity, means[0])
+        return State(core, velocity, state.personas, state.persona_velocity, state.persona_counts)
+    share = weights / float(result.query.weight)
+    scale = 1.0 / np.maximum(share, 1.0 / result.query.slots)  # noisy counts: never blow a small slot up
+    personas, velocity = step(state.personas, state.persona_velocity, means * scale[:, None])
+    return State(state.core, state.velocity, personas, velocity, share * result.survivors)
+
+
+def replayed(plan: CampaignPlan, folder: Path) -> State:
+    """Return the adapters that follow from the sums in `folder`; reads only, for whoever looks on."""
+    state = plan.first_state()
+    for number in range(plan.rounds):
+        found = sorted(folder.glob(f"round-{number:05d}-*.sum"))
+        if not found:
+            break
+        query = Query.from_bytes(found[-1].with_suffix(".query").read_bytes())
+        state = advanced(plan, state, _round_sum(query, *_stored_sum(found[-1])))
+    return state
+
+
+def _stored_sum(path: Path) -> tuple[NDArray[np.int64], Mapping[str, str]]:
+    facts: Any = parse_canonical(path.read_bytes())
+    return load_tensors(bytes.fromhex(facts["sum"]))["total"], facts["heads"]
+
+
+def _round_sum(query: Query, total: NDArray[np.int64], heads: Mapping[str, str]) -> RoundSum:
+    return RoundSum(query, len(heads), decode_mean(total, query.clip_norm, query.integer_clip, len(heads)))

@@ -18,7 +18,7 @@ from privacy.errors import ConfigError
 
 KINDS = ("core", "svd")
 TRANSPORTS = ("ideal", "off")
-ENGINES = ("local",)
+ENGINES = ("flower", "local")
 LEAST = {
     "max_people": 1,
     "rounds": 1,
@@ -136,7 +136,7 @@ class RunConfig:
     cohort: int | None = None
     personas: int = 0
     seed: int = 0
-    engine: str = "local"
+    engine: str = "flower"
     workers: int | None = None
     dropout: float = 0.0
     scrub: bool = True
@@ -152,7 +152,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _choice("adapter.kind", self.adapter.kind, KINDS)
         _choice("privacy.transport (masked comes with secure aggregation)", self.privacy.transport, TRANSPORTS)
-        _choice("engine (flower comes with the next engine)", self.engine, ENGINES)
+        _choice("engine", self.engine, ENGINES)
         for key, least in LEAST.items():
             value = self.value(key)
             if value is not None and value < least:

@@ -2,31 +2,33 @@
 
     people -> hosts (scrub, encode) -> campaign: query -> devices -> sum -> step, round by round -> signed release
 
-Beside the campaign runs, if asked for, the same campaign without noise: it is shown for comparison, stays under
-`checkpoints/`, has a ledger of its own and is never released.
+The rounds are those of `server.rounds`, over the pipes of the hosts instead of a network; `simulation.flower` runs the
+same over Flower. After the campaign comes, if asked for, the same one without noise: it is shown for comparison, stays
+under `checkpoints/`, has a ledger of its own and is never released.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 
 from privacy.adapter import AdapterLayout, Basis, state_sha256
 from privacy.answer import noise_of_mean
-from privacy.errors import CohortTooSmall, ConfideError, ConfigError
+from privacy.errors import ConfigError, WireError
 from privacy.ledger import Ledger
 from privacy.policy import Policy
 from privacy.query import Limits, Query
-from privacy.wire import Answer, RefusalCode, decode
-from server.campaign import Asked, Campaign, CampaignPlan
+from privacy.session import Greeting, Hello
+from privacy.wire import Answer, decode
+from server.campaign import Asked, Campaign, CampaignPlan, replayed
 from server.optimizer import FedAvg
+from server.rounds import Done, Watch
 from simulation.config import RunConfig
 from simulation.host import Hosts
 from simulation.progress import Progress
@@ -34,24 +36,107 @@ from simulation.report_schema import Round
 
 Vector = NDArray[np.float64]
 MIN_COHORT = 16
-SPENT = " (an attempt that was lost is spent all the same: fewer devices must drop out)"
-HINTS: Mapping[str, str] = {
-    RefusalCode.UNABLE: " (it could not write, or read, its own files: is the disk full?)",
-    RefusalCode.PARTICIPATIONS: SPENT,
-    RefusalCode.BUDGET: SPENT,
-}
 
 
-@dataclass(frozen=True)
-class Federation:
-    """What all rounds share: who takes part, the hosts they live on, the layout, and the campaign."""
+class LocalCourier:
+    """Brings frames to the devices of `users` through the pipes of their hosts; nothing is ever lost or late."""
 
-    config: RunConfig
+    def __init__(self, pool: Hosts, users: Sequence[str]) -> None:
+        self._pool, self._users = pool, users
+
+    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
+        """Return all devices, each with the bits of the `offered` hashes that it holds."""
+        frame, held = Greeting("0" * 64, tuple(offered)).encode(), dict[str, int]()
+
+        def heard(user: str, data: bytes) -> None:
+            hello = decode(data)
+            if isinstance(hello, Hello):
+                held[user] = hello.held
+
+        self._pool.run([(user, ("relay", (user, frame))) for user in self._users], heard)
+        return held
+
+    def exchange(self, action: str, frames: Mapping[str, bytes], deadline_s: float, done: Done) -> None:
+        """Hand each device its frame; `done(device, answer)` as the answers come."""
+        self._pool.run([(user, ("relay", (user, frame))) for user, frame in frames.items()], done)
+
+
+@dataclass
+class RunWatch(Watch):
+    """A person at the terminal, and the researcher's view of simulated people: bars, notes, a row for each round.
+
+    `keep` gets the row of a round before its sum counts, so that none is ever lost.
+    """
+
     pool: Hosts
-    campaign: Campaign
-    without_noise: Campaign | None
-    layout: AdapterLayout
+    plan: CampaignPlan
+    sums: Path
     progress: Progress
+    keep: Callable[[Round], None]
+
+    def __post_init__(self) -> None:
+        self._bar = ExitStack()
+        self._step: Callable[[], None] = _no_step
+        self._asked: dict[tuple[int, int], Asked] = {}
+
+    def stage(self, asked: Asked, name: str, devices: int) -> None:
+        """Begin a bar; only the stage that trains is worth a line where there is no terminal."""
+        self._bar.close()
+        if name in ("answer", "advertise") or self.progress.console.is_terminal:
+            step = "" if name in ("answer", "advertise") else f", {name}"
+            self._step = self._bar.enter_context(self.progress.task(f"{self._label(asked)}{step}", devices))
+
+    def answered(self, asked: Asked, name: str, device_id: str) -> None:
+        """Advance the bar."""
+        self._step()
+
+    def closed(self, asked: Asked, survivors: Sequence[str], seconds: float) -> None:
+        """Look at the updates behind the answers, and keep the round's row."""
+        self._end()
+        if len(survivors) < len(asked.invited):
+            gone = len(asked.invited) - len(survivors)
+            self.progress.note(f"{self._label(asked)}: {len(survivors)} of {len(asked.invited)} answered, {gone} lost")
+        if survivors:
+            row = round_row(asked.query, self._updates(asked, survivors), len(survivors), seconds)
+            if row["alpha"] is None:
+                self.progress.note(
+                    f"{self._label(asked)}: nobody had text to learn from; is local.own_tokens too small?"
+                )
+            self.keep(row)
+
+    def lost(self, asked: Asked, reason: str) -> None:
+        """Say that an attempt came to nothing."""
+        self._end()
+        self.progress.note(f"{self._label(asked)}: {reason}; a new attempt with new noise")
+
+    def asked(self, number: int, attempt: int) -> Asked:
+        """Return the question of an attempt as it lies on the disk, for whoever was only told its number."""
+        if (number, attempt) not in self._asked:
+            query = Query.from_bytes((self.sums / f"round-{number:05d}-{attempt}.query").read_bytes())
+            slots = replayed(self.plan, self.sums).slots(query.purpose)
+            self._asked = {(number, attempt): Asked(query, query.to_bytes(), (), slots)}
+        return self._asked[number, attempt]
+
+    def _updates(self, asked: Asked, survivors: Sequence[str]) -> list[Vector]:
+        updates: dict[str, Vector] = {}
+
+        def observed(user: str, update: Vector | None) -> None:
+            if update is not None:
+                updates[user] = update
+
+        self.pool.run([(user, ("observe", (user, asked.query.round, asked.slots))) for user in survivors], observed)
+        return [updates[user] for user in sorted(updates)]
+
+    def _label(self, asked: Asked) -> str:
+        return f"round {asked.query.round + 1} of {self.plan.rounds}"
+
+    def _end(self) -> None:
+        self._bar.close()
+        self._step = _no_step
+
+
+def _no_step() -> None:
+    """Advance no bar."""
 
 
 def policy_of(config: RunConfig, basis: Basis, cohort: int, signer: str, replayed: bool) -> Policy:
@@ -95,120 +180,48 @@ def plan_of(config: RunConfig, basis: Basis, cohort: int, policy: Policy, replay
     )
 
 
-def open_campaign(
-    plan: CampaignPlan,
-    folder: Path,
-    ledger: Ledger,
-    users: Sequence[str],
-    layout: AdapterLayout,
-    keys: Mapping[str, Ed25519PublicKey] | None = None,
-) -> Campaign:
-    """Return the campaign in `folder`, begun or gone on with; with `keys` answers must be signed, see `Campaign`."""
-
-    def state(slots: Vector) -> str:
-        return state_sha256(plan.basis_sha256, layout, [layout.unflatten(row) for row in slots])
-
-    return Campaign(plan, folder, ledger, users, state, keys)
-
-
 def shadow_of(plan: CampaignPlan) -> CampaignPlan:
     """Return the same plan without noise, under another name: for comparison only."""
     return replace(plan, campaign=f"{plan.campaign}-without-noise", transport="off")
 
 
-def run_rounds(federation: Federation, keep: Callable[[Round], None]) -> None:
-    """Run what is left of the campaign; `keep` gets the row of a round before the round counts, so none is ever lost.
+def run_without_noise(
+    plan: CampaignPlan,
+    folder: Path,
+    ledger: Ledger,
+    users: Sequence[str],
+    basis: Basis,
+    pool: Hosts,
+    progress: Progress,
+) -> Vector:
+    """Run what is left of a campaign without noise, for comparison; return its global core, float64 [slot_dim]."""
+    campaign = Campaign(plan, folder, ledger, users, lambda slots: _state(plan, basis.layout, slots))
+    while not campaign.finished:
+        asked, answers = campaign.ask(), list[Answer]()
+        label = f"round {asked.query.round + 1} of {plan.rounds} without noise, for comparison"
+        with progress.task(label, len(asked.invited)) as step:
 
-    Raises CohortTooSmall when a round failed in all its attempts.
-    """
-    campaign, shadow = federation.campaign, federation.without_noise
-    while not campaign.finished or not (shadow is None or shadow.finished):
-        number = min(len(c.sums) for c in (campaign, shadow) if c is not None)
-        if len(campaign.sums) == number and not campaign.finished:
-            _round(federation, keep)
-        if shadow is not None and len(shadow.sums) == number:
-            _round_without_noise(federation, shadow)
-
-
-def _round(federation: Federation, keep: Callable[[Round], None]) -> None:
-    """Run one round with its devices, in as many attempts as it takes."""
-    campaign = federation.campaign
-    while True:
-        started = time.monotonic()
-        asked = campaign.ask()
-        label = f"round {asked.query.round + 1} of {campaign.plan.rounds}"
-        answers, updates = _collect(federation, asked, label)
-        arrived = _arrived(federation.config, asked, answers)
-        if arrived:
-            row = _row(asked.query, updates, len(arrived), time.monotonic() - started)
-            if row["alpha"] is None:
-                federation.progress.note(f"{label}: nobody had text to learn from; is local.own_tokens too small?")
-            keep(row)
-        try:
-            campaign.take(asked, arrived)
-            return
-        except CohortTooSmall as error:
-            federation.progress.note(f"{label}: {error}; a new attempt with new noise")
-
-
-def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str, Answer], dict[str, Vector]]:
-    """Return every device's answer, and the researcher's view of the updates behind them."""
-    answers: dict[str, Answer] = {}
-    refused: dict[str, str] = {}
-    call = ("ask", (asked.query_bytes, asked.slots))
-    with federation.progress.task(label, len(asked.invited)) as step:
-
-        def done(user: str, data: bytes) -> None:
-            message = decode(data)
-            if isinstance(message, Answer):
-                answers[user] = message
-            else:
-                refused[user] = message.code
-            step()
-
-        federation.pool.run([(user, (call[0], (user, *call[1]))) for user in asked.invited], done)
-    if refused and not answers:
-        codes = sorted(set(refused.values()))
-        hint = next((HINTS[code] for code in codes if code in HINTS), "")
-        raise ConfideError(f"every device refused: {', '.join(codes)}{hint}")
-    updates: dict[str, Vector] = {}
-
-    def observed(user: str, update: Vector | None) -> None:
-        if update is not None:
-            updates[user] = update
-
-    federation.pool.run([(user, ("observe", (user, asked.query.round, asked.slots))) for user in answers], observed)
-    return answers, updates
-
-
-def _arrived(config: RunConfig, asked: Asked, answers: dict[str, Answer]) -> list[Answer]:
-    """Return the answers that arrive: a dropped device has trained, paid its budget and sent; its answer is lost."""
-    rng = np.random.default_rng([config.seed, 3, asked.query.round, asked.query.attempt])
-    users = sorted(answers)
-    lost = set(rng.permutation(users)[: int(config.dropout * len(asked.invited))].tolist())
-    return [answers[user] for user in users if user not in lost]
-
-
-def _round_without_noise(federation: Federation, shadow: Campaign) -> None:
-    asked = shadow.ask()
-    answers: list[Answer] = []
-    label = f"round {asked.query.round + 1} without noise, for comparison"
-    with federation.progress.task(label, len(asked.invited)) as step:
-
-        def done(_user: str, data: bytes) -> None:
-            message = decode(data)
-            if isinstance(message, Answer):
+            def done(_user: str, data: bytes, answers: list[Answer] = answers, step: Callable[[], None] = step) -> None:
+                message = decode(data)
+                if not isinstance(message, Answer):
+                    raise WireError("not an answer")
                 answers.append(message)
-            step()
+                step()
 
-        calls = [(user, ("without_noise", (user, asked.query_bytes, asked.slots))) for user in asked.invited]
-        federation.pool.run(calls, done)
-    shadow.take(asked, sorted(answers, key=lambda answer: answer.device_id))
+            calls = [(user, ("without_noise", (user, asked.query_bytes, asked.slots))) for user in asked.invited]
+            pool.run(calls, done)
+        campaign.take(asked, answers)
+    return campaign.state.core
 
 
-def _row(query: Query, updates: dict[str, Vector], survivors: int, seconds: float) -> Round:
+def _state(plan: CampaignPlan, layout: AdapterLayout, slots: Vector) -> str:
+    return state_sha256(plan.basis_sha256, layout, [layout.unflatten(row) for row in slots])
+
+
+def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: float) -> Round:
+    """Return the report's row of a round, from the researcher's view of the updates behind its answers."""
     clip = float(query.clip_norm)
-    alpha, signal, clipped = _signal(list(updates.values()), clip)
+    alpha, signal, clipped = _signal(updates, clip)
     noise = noise_of_mean(query, survivors) * float(np.sqrt(query.dim))
     return Round(
         round=query.round,

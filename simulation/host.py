@@ -25,7 +25,10 @@ from simulation.quiet import quiet_libraries
 
 @dataclass(frozen=True)
 class HostSettings:
-    """What a host needs to begin: paths, people, the signed policy with its root key, device keys, the noise root."""
+    """What a host needs to begin: paths, people, the signed policy with its root key, device keys, the noise root.
+
+    `number` is the host's own among the W hosts of a run.
+    """
 
     config: RunConfig
     model_path: str
@@ -36,6 +39,7 @@ class HostSettings:
     device_keys: dict[str, bytes]
     noise_root: bytes
     run_folder: str
+    number: int = 0
 
 
 def host_main(connection: Connection, alive: Connection, settings: HostSettings) -> None:
@@ -54,7 +58,9 @@ def host_main(connection: Connection, alive: Connection, settings: HostSettings)
                 from simulation.work import HostWork  # torch is imported in the worker alone
 
                 host = HostWork(settings)
-            connection.send(("ok", getattr(host, method)(*arguments)))
+            with host.lock:  # one model: an agent that trains for a relay has it to itself
+                result = getattr(host, method)(*arguments)
+            connection.send(("ok", result))
         except ConfideError as error:
             connection.send(("error", str(error)))
         except Exception as error:  # noqa: BLE001 simulated people: the text of an error may be shown here

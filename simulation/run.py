@@ -6,26 +6,27 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from privacy.accounting import statement
-from privacy.adapter import AdapterLayout, Cores, merge_cores
 from privacy.audit.html import write_page
 from privacy.audit.replay import audit_run
 from privacy.checkpoint import Checkpoint
 from privacy.errors import ConfideError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
-from privacy.release import ReleaseFacts, privacy_claim
 from server.campaign import Campaign
-from server.registry import write_release
+from server.home import ROUNDS, ServerHome, open_campaign
+from server.publish import ReleaseOf, publish
+from server.rounds import Deadlines
 from simulation import evaluate
 from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig
-from simulation.engine import Federation, Vector, open_campaign, plan_of, run_rounds, shadow_of
+from simulation.engine import LocalCourier, RunWatch, Vector, plan_of, run_without_noise, shadow_of
+from simulation.flower import run_over_flower
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.progress import Progress
 from simulation.report import write_report
@@ -45,6 +46,7 @@ PACKAGES = (
     "flwr",
 )
 SCRUB_PEOPLE = 12
+PATIENT_S = 6 * 3600.0  # simulated people drop out by schedule, never by the clock
 
 
 def simulate(
@@ -64,8 +66,8 @@ def simulate(
     """
     started = time.monotonic()
     setting = prepare(config, out, progress, overwrite, replay)
-    with open_hosts(host_settings(setting)) as pool, federation_ledger(setting) as ledger:
-        report = build_report(_run(setting, pool, ledger, started))
+    with open_hosts(host_settings(setting)) as pool:
+        report = build_report(_run(setting, pool, started))
     write_report(out, report)
     verdict = audit_run(out)
     write_page(out / "audit.html", verdict)
@@ -75,20 +77,19 @@ def simulate(
     return report
 
 
-def _run(setting: Setting, pool: Hosts, ledger: Ledger, started: float) -> Facts:
+def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
     """Run rounds, release and evaluation, and return what the report is made from."""
-    progress = setting.progress
     prepared = _prepare_people(setting, pool)
     probe = _probe(setting, pool)
-    campaign, shadow_core = _rounds(setting, pool, ledger)
-    release = _release(setting, ledger, campaign)
-    evaluation, personas = _evaluate(setting, pool, campaign, shadow_core)
-    scrub_bits = _scrubbing_cost(setting, pool, campaign)
-    note = "simulation: computed in the clear on held-out text"
-    ledger.append("EVAL", {"arms": sorted(evaluation.arms), "note": note})
-    origin = f"{setting.config.federation}/federation"
-    checkpoint = Checkpoint(origin, len(ledger.entries()), ledger.head).signed(setting.secrets.federation)
-    write_atomic(setting.folder.ledgers / "federation.checkpoint", checkpoint)
+    home = server_home(setting)
+    federation_ledger(setting).close()  # begun here: the server, wherever it runs, finds the directory in it
+    with setting.progress.phase("training"):
+        _rounds(setting, pool, home)
+        shadow_core = _without_noise(setting, pool, home)
+    with federation_ledger(setting) as ledger:
+        campaign = open_campaign(home.plan, setting.folder.checkpoints / ROUNDS, ledger, setting.basis)
+        release = publish(campaign, setting.basis, home.release, setting.secrets.federation, setting.folder.release)
+        facts = _evaluated(setting, pool, campaign, shadow_core, ledger)
     return Facts(
         config=setting.config,
         population=setting.population,
@@ -100,16 +101,39 @@ def _run(setting: Setting, pool: Hosts, ledger: Ledger, started: float) -> Facts
         campaign=campaign,
         basis=setting.basis,
         release_sha256=release,
-        evaluation=evaluation,
-        personas=personas,
-        scrub_bits=scrub_bits,
-        phases=dict(progress.phases),
+        evaluation=facts.evaluation,
+        personas=facts.personas,
+        scrub_bits=facts.scrub_bits,
+        phases=dict(setting.progress.phases),
         peak_memory=sum(pool.everywhere("peak_memory_bytes")),
         versions=versions(),
         replayed=setting.replayed,
         model_path=setting.model_path,
         seconds=time.monotonic() - started,
     )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the researcher's view of a finished campaign gives."""
+
+    evaluation: evaluate.Evaluation
+    personas: dict[str, int]
+    scrub_bits: tuple[float, float] | None
+
+
+def _evaluated(
+    setting: Setting, pool: Hosts, campaign: Campaign, shadow_core: Vector | None, ledger: Ledger
+) -> Evaluated:
+    """Score the arms, note in the ledger that it was done, and end the ledger with a signed checkpoint."""
+    evaluation, personas = _evaluate(setting, pool, campaign, shadow_core)
+    scrub_bits = _scrubbing_cost(setting, pool, campaign)
+    note = "simulation: computed in the clear on held-out text"
+    ledger.append("EVAL", {"arms": sorted(evaluation.arms), "note": note})
+    origin = f"{setting.config.federation}/federation"
+    checkpoint = Checkpoint(origin, len(ledger.entries()), ledger.head).signed(setting.secrets.federation)
+    write_atomic(setting.folder.ledgers / "federation.checkpoint", checkpoint)
+    return Evaluated(evaluation, personas, scrub_bits)
 
 
 def _prepare_people(setting: Setting, pool: Hosts) -> dict[str, dict[str, Any]]:
@@ -135,53 +159,44 @@ def _probe(setting: Setting, pool: Hosts) -> dict[str, float]:
     return found[user]
 
 
-def _rounds(setting: Setting, pool: Hosts, ledger: Ledger) -> tuple[Campaign, Vector | None]:
-    """Run what is left of the campaign; return it, and the core of the same campaign without noise, if asked for."""
-    config, folder, layout = setting.config, setting.folder, setting.basis.layout
-    plan = plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed)
-    keys = {user: key.public_key() for user, key in setting.secrets.devices.items()}
-    campaign = open_campaign(plan, folder.checkpoints / "rounds", ledger, setting.users, layout, keys)
-    beside, owner = folder.checkpoints / "without-noise", {"federation": config.federation, "owner": "comparison"}
-    with Ledger(beside / "ledger.jsonl", setting.secrets.federation, owner) as shadow_ledger:
-        shadow = None
-        if config.compare_without_noise and config.privacy.transport != "off":
-            shadow = open_campaign(shadow_of(plan), beside, shadow_ledger, setting.users, layout)
-        with setting.progress.phase("training"):
-            run_rounds(Federation(config, pool, campaign, shadow, layout, setting.progress), folder.keep_row)
-        return campaign, None if shadow is None else shadow.state.core
-
-
-def _release(setting: Setting, ledger: Ledger, campaign: Campaign) -> str:
-    """Write the signed release and its ledger entry, once; return its hash."""
-    known = [entry for entry in ledger.entries() if entry.kind == "RELEASE"]
-    if known:
-        return str(known[-1].body["release_sha256"])
-    queries = list(ledger.account.busiest())
-    facts = ReleaseFacts(
-        federation=setting.config.federation,
-        campaign=setting.config.campaign,
-        round=len(campaign.sums),
-        base_model=setting.config.model,
-        base_model_sha256=model_sha256(setting.model_path),
-        policy_sha256=setting.policy.sha256,
-        ledger_head=ledger.head,
-        private=all(query.private for query in queries) and not setting.replayed,
-        privacy=privacy_claim(statement(queries)),
+def server_home(setting: Setting) -> ServerHome:
+    """Return the campaign as its server finds it, written to the run's folder."""
+    config = setting.config
+    home = ServerHome(
+        setting.folder.path,
+        plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed),
+        ReleaseOf(config.model, model_sha256(setting.model_path)),
+        Deadlines(stage=PATIENT_S, training=PATIENT_S),
+        simulated=True,
+        dropout=config.dropout,
     )
-    cores = released_cores(campaign, setting.basis.layout)
-    release = write_release(setting.folder.release, setting.basis, cores, facts, setting.secrets.federation)
-    ledger.append("RELEASE", {"release_sha256": release.sha256})
-    return release.sha256
+    home.save(setting.secrets.federation)
+    return home
 
 
-def released_cores(campaign: Campaign, layout: AdapterLayout) -> dict[str, Cores]:
-    """Return what is published: global, every persona large enough (as an offset), and each composed with global."""
-    state = campaign.state
-    cores: dict[str, Cores] = {"global": layout.unflatten(state.core)}
-    for k in campaign.published_personas():
-        cores[f"persona-{k}"] = layout.unflatten(state.personas[k])
-        cores[f"composed-{k}"] = merge_cores([(1.0, cores["global"]), (1.0, cores[f"persona-{k}"])])
-    return cores
+def _rounds(setting: Setting, pool: Hosts, home: ServerHome) -> None:
+    """Run what is left of the campaign on the engine of the configuration."""
+    sums = setting.folder.checkpoints / ROUNDS
+    watch = RunWatch(pool, home.plan, sums, setting.progress, setting.folder.keep_row)
+    if setting.config.engine == "flower":
+        run_over_flower(home, watch, len(setting.users))
+        return
+    with home.rounds(lambda keys: LocalCourier(pool, list(keys)), watch) as rounds:
+        rounds.run()
+
+
+def _without_noise(setting: Setting, pool: Hosts, home: ServerHome) -> Vector | None:
+    """Run the same campaign without noise, if asked for, and return its global core."""
+    config = setting.config
+    if not config.compare_without_noise or config.privacy.transport == "off":
+        return None
+    beside, owner = (
+        setting.folder.checkpoints / "without-noise",
+        {"federation": config.federation, "owner": "comparison"},
+    )
+    with Ledger(beside / "ledger.jsonl", setting.secrets.federation, owner) as ledger:
+        plan = shadow_of(home.plan)
+        return run_without_noise(plan, beside, ledger, setting.users, setting.basis, pool, setting.progress)
 
 
 def _evaluate(

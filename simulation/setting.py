@@ -125,12 +125,14 @@ def federation_ledger(setting: Setting) -> Ledger:
 def host_settings(setting: Setting) -> list[HostSettings]:
     """Return the settings of W hosts; host w serves the people whose index is w modulo W.
 
-    Those who will get own adapters come first, so that each host has its share of that work too.
+    The people with a device have the first indices: person j is at place j // W of host j modulo W, which is how a
+    relay finds them. Those who will get own adapters come first, so that each host has its share of that work too.
     """
     workers = setting.config.workers or default_workers()
     own = set(setting.own_people)
-    people = sorted([*setting.trained, *setting.held_out], key=lambda person: person.user not in own)
-    return [_host(setting, people[w::workers]) for w in range(min(workers, len(people)))]
+    trained, held_out = (sorted(p, key=lambda p: p.user not in own) for p in (setting.trained, setting.held_out))
+    people = [[*trained[w::workers], *held_out[w::workers]] for w in range(workers)]
+    return [_host(setting, number, some) for number, some in enumerate(people) if some]
 
 
 def default_workers() -> int:
@@ -140,7 +142,7 @@ def default_workers() -> int:
     return 1 if torch.cuda.is_available() else max(1, len(os.sched_getaffinity(0)))
 
 
-def _host(setting: Setting, people: Sequence[Person]) -> HostSettings:
+def _host(setting: Setting, number: int, people: Sequence[Person]) -> HostSettings:
     folder, keys = setting.folder, setting.secrets.devices
     return HostSettings(
         config=setting.config,
@@ -152,6 +154,7 @@ def _host(setting: Setting, people: Sequence[Person]) -> HostSettings:
         device_keys={p.user: keys[p.user].private_bytes_raw() for p in people if p.user in keys},
         noise_root=setting.secrets.noise_root,
         run_folder=str(folder.path),
+        number=number,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
+from client.deliveries import Deliveries
 from client.documents import Document, Person, latest, shortened
 from client.learner import TextLearner, flat_cores
+from client.listener import RelaySocket
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import load_own
 from client.retrieve import TextIndex
+from client.service import AgentService, Lazy, Pace, Worker
 from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
 from privacy.answer import make_answer, slotted_update
@@ -38,12 +42,20 @@ Scores = dict[str, list[tuple[str, float, int]]]  # arm -> (document, nats, toke
 class ObservedLearner(TextLearner):
     """A learner that keeps each person's last update: for the report, and for the run without noise.
 
-    Kept in `folder`, so that a run that was cut off reports its rounds whole; `RunFolder.close` destroys it.
+    Kept in `folder`, so that a run that was cut off reports its rounds whole; `RunFolder.close` destroys it. With
+    `every_round` one is kept for each round, because the run without noise comes after all of them.
     """
 
-    def __init__(self, folder: Path, model: LanguageModel, training: CoreTraining, max_document_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: LanguageModel,
+        training: CoreTraining,
+        max_document_tokens: int,
+        every_round: bool = False,
+    ) -> None:
         super().__init__(model, training, max_document_tokens)
-        self.folder = folder
+        self.folder, self.every_round = folder, every_round
 
     def update(self, user: str, start: Mapping[str, NDArray[np.float32]], query: Query, seed: int) -> Vector:
         """Return the update of `TextLearner.update`, from memory when the start and the round are the same."""
@@ -52,21 +64,22 @@ class ObservedLearner(TextLearner):
         if kept is None or kept[0] != begun:
             kept = begun, super().update(user, start, query, seed)
             data = f"{query.round} {begun}\n".encode() + kept[1].astype("<f8").tobytes()
-            write_atomic(self._file(user), data, mode=0o600)
+            write_atomic(self._file(user, query.round), data, mode=0o600)
         return kept[1]
 
     def kept(self, user: str, number: int) -> tuple[str, Vector] | None:
-        """Return the hash of the start and the update of the person's last training, if that was for round `number`."""
-        if not self._file(user).exists():
+        """Return the hash of the start and the update of the person's last training for round `number`, if kept."""
+        if not self._file(user, number).exists():
             return None
-        head, _, data = self._file(user).read_bytes().partition(b"\n")
+        head, _, data = self._file(user, number).read_bytes().partition(b"\n")
         of_round, begun = head.decode().split()
         return (begun, np.frombuffer(data, "<f8")) if int(of_round) == number else None
 
-    def _file(self, user: str) -> Path:
-        return self.folder / f"{user}.update"
+    def _file(self, user: str, number: int) -> Path:
+        return self.folder / (f"{user}-{number}.update" if self.every_round else f"{user}.update")
 
 
+PATIENCE_S = 60.0  # a relay of simulated people waits for training; whose it is and how long it took is no secret here
 RECORD_BATCH = 4  # documents a step under record-level noise: with fewer, the noise of a step hides its gradient
 
 
@@ -84,7 +97,8 @@ class HostWork:
         self.model.add_own(config.own.rank, OwnTraining().modules)
         training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip)
         updates = self.folder / "checkpoints" / "updates"
-        self.learner = ObservedLearner(updates, self.model, training, local.max_document_tokens)
+        twice = config.compare_without_noise and config.privacy.transport != "off"
+        self.learner = ObservedLearner(updates, self.model, training, local.max_document_tokens, every_round=twice)
         policy = open_policy(settings.policy_file, Ed25519PublicKey.from_public_bytes(settings.root_key))
         if basis.sha256 != policy.basis_sha256:
             raise ModelError("the basis in this process is not the one that the policy names")
@@ -98,6 +112,11 @@ class HostWork:
             self.learner,
             self.folder / "checkpoints" / "answers",
         )
+        self.lock = threading.RLock()
+        self._basis, self._policy, self._number = basis, policy, settings.number
+        self._places = {user: place for place, user in enumerate(self.devices)}
+        self._service = AgentService(list(self.devices.values()), Deliveries(policy, basis), Lazy())
+        self._socket: RelaySocket | None = None
         self._tests: dict[str, list[Cached]] = {}
 
     # -- before the first round -------------------------------------------------------------------------------------
@@ -127,9 +146,15 @@ class HostWork:
 
     # -- rounds -----------------------------------------------------------------------------------------------------
 
-    def ask(self, user: str, query_bytes: bytes, slots: Vector) -> bytes:
-        """Return the device's wire message to a query: an answer or a refusal."""
-        return self.devices[user].answer(query_bytes, flat_cores(self.learner.layout, slots))
+    def relay(self, user: str, frame: bytes) -> bytes:
+        """Return the person's agent's answer to one frame, as over a relay's socket."""
+        return self._service.reply(self._places[user], 0, frame)
+
+    def listen(self, folder: str) -> None:
+        """Answer relays on this host's socket in `folder` from now on; training goes on in a thread of its own."""
+        devices, deliveries = list(self.devices.values()), Deliveries(self._policy, self._basis)
+        service = AgentService(devices, deliveries, Worker(self.lock), Pace(patience_s=PATIENCE_S))
+        self._socket = RelaySocket(Path(folder) / f"{self._number}.sock", service.reply)
 
     def observe(self, user: str, number: int, slots: Vector) -> Vector | None:
         """Return what the device learned in round `number`, before clip and noise, in its slot of [slots x slot_dim].

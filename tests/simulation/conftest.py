@@ -20,6 +20,7 @@ THINGS = ("bread", "river", "garden", "winter", "lamp", "train", "letter", "cat"
 DOINGS = ("like", "carry", "paint", "lost", "found", "keep", "forgot", "bought", "hear", "want")
 PEOPLE = 18
 FAST = (
+    "engine=local",
     "rounds=2",
     "scrub=false",
     "adapter.layers=2",

@@ -273,7 +273,7 @@ def test_a_disk_that_fills_up_under_the_devices_ledgers_costs_no_charge_twice(
 
     class Full(hosts_here):  # type: ignore[misc]
         def run(self, calls: Any, done: Any) -> None:
-            if calls[0][1][0] == "ask":
+            if calls[0][1][0] == "relay":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
             super().run(calls, done)
 

@@ -1,0 +1,95 @@
+"""What a federation delivers to a device: the frozen basis once, and the adapters that each round starts from.
+
+Nothing is taken on trust: a basis is kept only if it is the one that the policy names, adapters only if the policy's
+release signer signed them. A query then names the hash of the adapters that it means.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from privacy.adapter import AdapterLayout, Basis, Cores, state_sha256
+from privacy.canonical import sha256_hex
+from privacy.errors import ModelError, WireError
+from privacy.files import write_atomic
+from privacy.policy import Policy
+from privacy.session import BASIS_ITEM, Start, basis_item
+
+KEPT_STARTS = 4
+
+
+class Deliveries:
+    """What one device, or all devices of one host, were given.
+
+    `on_basis` is called once, when the policy's basis has arrived or was there already. With `folder` the basis is kept
+    there, so that an agent that starts again has it; the adapters of a round are not kept: a round that was cut off is
+    over.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        basis: Basis | None = None,
+        folder: Path | None = None,
+        on_basis: Callable[[Basis], None] = lambda _: None,
+    ) -> None:
+        self._policy, self._folder, self._on_basis = policy, folder, on_basis
+        self._basis: Basis | None = None
+        self._items: set[str] = set()
+        self._starts: OrderedDict[str, tuple[str, list[Cores]]] = OrderedDict()  # state hash -> item hash, cores
+        kept = folder / "basis.safetensors" if folder is not None else None
+        if basis is None and kept is not None and kept.exists():
+            basis = Basis.load(kept)
+        if basis is not None:
+            self._take_basis(basis.to_bytes())
+
+    @property
+    def layout(self) -> AdapterLayout | None:
+        """Return the order of the cores in a flat vector; None before the basis has arrived."""
+        return self._basis.layout if self._basis is not None else None
+
+    def held(self, offered: Sequence[str]) -> int:
+        """Return which of the `offered` item hashes are held, as bits."""
+        have = self._items | {item for item, _ in self._starts.values()}
+        return sum(1 << i for i, digest in enumerate(offered) if digest in have)
+
+    def take(self, items: Sequence[bytes]) -> None:
+        """Keep what was delivered. Raises ConfideError for what the policy does not name or nobody signed."""
+        for item in items:
+            if item[0] == BASIS_ITEM:
+                self._take_basis(item[1:])
+            else:
+                self._take_start(item)
+
+    def start(self, state: str) -> list[Cores] | None:
+        """Return the cores of each slot whose state hash is `state`, if they were delivered."""
+        found = self._starts.get(state)
+        return None if found is None else found[1]
+
+    def _take_basis(self, data: bytes) -> None:
+        basis = Basis.from_bytes(data)
+        if basis.sha256 != self._policy.basis_sha256:
+            raise ModelError("a basis that the policy does not name")
+        self._items.add(sha256_hex(basis_item(data)))
+        if self._basis is not None:
+            return
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._folder / "basis.safetensors", data)
+        self._basis = basis
+        self._on_basis(basis)
+
+    def _take_start(self, item: bytes) -> None:
+        start = Start.from_item(item)
+        start.verify(self._policy.release_signer)
+        if self._basis is None:
+            raise ModelError("adapters came before their basis")
+        if start.federation != self._policy.federation:
+            raise WireError("adapters of another federation")
+        layout = self._basis.layout
+        cores: list[Cores] = [layout.unflatten(row) for row in start.slots.astype("f8")]
+        self._starts[state_sha256(self._basis.sha256, layout, cores)] = sha256_hex(item), cores
+        while len(self._starts) > KEPT_STARTS:
+            self._starts.popitem(last=False)

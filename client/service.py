@@ -1,0 +1,166 @@
+"""The agent's side of the relay: frames in, frames out, for the people of one process.
+
+Training is accepted at once and done by one worker thread, because a process has one model; what it gives is asked for
+later. Whatever comes in, what goes out is a wire message or nothing: no text, no exception, no sign of how long the
+training took before `hold_s` has passed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from client.agent import Device
+from client.deliveries import Deliveries
+from privacy.adapter import Cores
+from privacy.canonical import sha256_hex
+from privacy.errors import ConfideError, WireError
+from privacy.query import Query
+from privacy.session import Accepted, Collection, Delivery, Greeting, Received, Training, digest_of
+from privacy.wire import RefusalCode, decode_request
+
+logger = logging.getLogger(__name__)
+NOTHING = b""
+KEPT_JOBS = 64
+
+
+@dataclass
+class Job:
+    """One accepted query of one device: what to run, and the answer's bytes once it has run."""
+
+    run: Callable[[], bytes]
+    accepted_s: float
+    answer: bytes = NOTHING
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def finish(self) -> None:
+        """Run it; `Device.answer` never raises."""
+        self.answer = self.run()
+        self.done.set()
+
+
+class Worker:
+    """Runs jobs one after the other in a thread of its own, the oldest first. `lock` is held while one runs."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock, self._jobs, self._some = lock, deque[Job](), threading.Condition()
+        threading.Thread(target=self._run, daemon=True, name="training").start()
+
+    def put(self, job: Job) -> None:
+        """Take a job."""
+        with self._some:
+            self._jobs.append(job)
+            self._some.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._some:
+                while not self._jobs:
+                    self._some.wait()
+                job = self._jobs.popleft()
+            with self._lock:
+                job.finish()
+
+
+class Lazy:
+    """Runs a job when its answer is asked for: for an engine that makes one call after the other."""
+
+    def put(self, job: Job) -> None:
+        """Leave the job for later."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When answers are ready for a relay.
+
+    `hold_s`: an answer is not handed over before that many seconds after its training was accepted, so that a fast
+    training looks like a slow one. `patience_s`: how long a collection waits for an answer that is not ready. A device
+    waits not at all; simulated people, whose training times are nobody's secret, are waited for.
+    """
+
+    hold_s: float = 0.0
+    patience_s: float = 0.0
+
+
+class AgentService:
+    """Answers the relay for `devices`, which are known to it by their place in the sequence."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        deliveries: Deliveries,
+        worker: Worker | Lazy,
+        pace: Pace = Pace(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.devices, self.deliveries = devices, deliveries
+        self._worker, self._pace, self._clock = worker, pace, clock
+        self._jobs: dict[tuple[int, str], Job] = {}
+        self._lock = threading.Lock()
+
+    def reply(self, place: int, node_id: int, data: bytes) -> bytes:
+        """Return the frame that answers `data` for the device at `place`, or nothing for what is not a request."""
+        try:
+            if not 0 <= place < len(self.devices):
+                raise WireError("no such device")
+            request = decode_request(data)
+            if isinstance(request, Greeting):
+                held = self.deliveries.held(request.offered)
+                return self.devices[place].hello(held, node_id, request.nonce)
+            if isinstance(request, Delivery):
+                return self._delivered(place, request)
+            if isinstance(request, Training):
+                return self._training(place, request)
+            assert isinstance(request, Collection)
+            return self._collected(place, request)
+        except ConfideError as error:
+            logger.warning("a request was dropped: %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - an error's text may hold a person's; its kind is all that is kept
+            logger.warning("a request failed: %s", type(error).__name__)
+        return NOTHING
+
+    def _delivered(self, place: int, delivery: Delivery) -> bytes:
+        self.deliveries.take(delivery.items)
+        return Received(self.devices[place].device_id, digest_of(delivery.items)).encode()
+
+    def _training(self, place: int, request: Training) -> bytes:
+        """Accept at once what the policy grants; the same query again is the same one job."""
+        device, query_bytes = self.devices[place], request.query_bytes
+        query_sha256 = sha256_hex(query_bytes)
+        slots = self._slots(query_bytes)
+        with self._lock:
+            if (place, query_sha256) not in self._jobs:
+                refused = device.refusal(query_bytes, slots)
+                if refused is not None:
+                    return refused
+                job = Job(lambda: device.answer(query_bytes, slots or []), self._clock())
+                self._jobs[place, query_sha256] = job
+                self._forget_old(place)
+                self._worker.put(job)
+        return Accepted(query_sha256, device.device_id).encode()
+
+    def _collected(self, place: int, request: Collection) -> bytes:
+        """Return the answer, or a refusal: not ready, or a query that this process never accepted."""
+        device, job = self.devices[place], self._jobs.get((place, request.query_sha256))
+        if job is None:
+            return device.refuse(request.query_sha256, RefusalCode.STALE)
+        if isinstance(self._worker, Lazy) and not job.done.is_set():
+            job.finish()
+        if self._clock() < job.accepted_s + self._pace.hold_s or not job.done.wait(self._pace.patience_s):
+            return device.refuse(request.query_sha256, RefusalCode.BUSY)
+        return job.answer
+
+    def _slots(self, query_bytes: bytes) -> list[Cores] | None:
+        try:
+            return self.deliveries.start(Query.from_bytes(query_bytes).release_sha256)
+        except ConfideError:
+            return None  # `Device.refusal` will say what is wrong with the query
+
+    def _forget_old(self, place: int) -> None:
+        mine = [key for key in self._jobs if key[0] == place]
+        for key in mine[:-KEPT_JOBS]:
+            del self._jobs[key]

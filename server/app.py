@@ -1,0 +1,92 @@
+"""The server inside Flower: finds its campaign, runs the rounds that are left, writes the release.
+
+Started by `confide simulate`, it is told the campaign by the line it inherits; by an operator, $CONFIDE_SERVER_HOME or
+`home` in the run's configuration names it; by `flwr run .` in a checkout, it starts the simulation itself, in a process
+of its own, so that nothing of the installed agent is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from privacy.errors import ConfideError
+from server.courier import FlowerCourier
+from server.home import ServerHome
+from server.link import VARIABLE, Link, LinkWatch
+from server.publish import publish
+from server.rounds import Watch
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the campaign that this process was started for."""
+    home = os.environ.get("CONFIDE_SERVER_HOME") or str(context.run_config.get("home", ""))
+    if home:
+        serve(ServerHome.load(Path(home)), grid)
+        return
+    with ExitStack() as stack:
+        link = Link.inherited() or stack.enter_context(Simulation(context)).link
+        try:
+            rounds(ServerHome.load(link.home()), grid, LinkWatch(link))
+            link.send({"event": "done"})
+        except ConfideError as error:
+            link.send({"event": "failed", "line": str(error)})
+            raise
+
+
+def rounds(home: ServerHome, grid: Grid, watch: Watch, publishes: bool = False) -> None:
+    """Run what is left of the campaign in `home`; with `publishes`, write its release."""
+
+    def courier_to(directory: Mapping[str, Ed25519PublicKey]) -> FlowerCourier:
+        people = len(directory)
+        return FlowerCourier(grid, directory, lambda nodes: -(-people // nodes) if home.simulated else 1)
+
+    with home.rounds(courier_to, watch) as all_rounds:
+        all_rounds.run()
+        if publishes:
+            publish(all_rounds.campaign, home.basis, home.release, home.key, home.folder / "release")
+
+
+def serve(home: ServerHome, grid: Grid) -> None:
+    """Run a campaign of real devices to its signed release."""
+    rounds(home, grid, Watch(), publishes=True)
+
+
+class Simulation:
+    """`confide simulate` in a process of its own, for `flwr run .`: it makes the campaign and the people's agents."""
+
+    def __init__(self, context: Context) -> None:
+        settings = [
+            word for part in shlex.split(str(context.run_config.get("settings", ""))) for word in ("--set", part)
+        ]
+        out = str(context.run_config.get("out", "")) or str(Path.home() / "confide-runs" / f"flwr-{context.run_id}")
+        self.link, (reads, writes) = Link.pair()
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [sys.executable, "-P", "-m", "confide", "simulate", "--out", out, *settings]
+        self._process = subprocess.Popen(
+            [*command, "--set", "engine=flower"],
+            env=environment | {VARIABLE: f"{reads},{writes}"},
+            pass_fds=(reads, writes),
+        )
+        for descriptor in (reads, writes):
+            os.close(descriptor)
+
+    def __enter__(self) -> Simulation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.link.close()
+        if self._process.wait():
+            raise ConfideError("the simulation ended with an error, see above")

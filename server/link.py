@@ -1,0 +1,104 @@
+"""The line between a server inside Flower and the simulation that made its campaign: JSON lines over two pipes.
+
+    simulation -> server    {"home": folder}    where the campaign lies      {"ack": true}    go on
+    server -> simulation    {"event": name, ...}: a stage, an answer, all answers in, an attempt lost, the end
+
+A server of a real federation has no such line: it finds its campaign in its own environment, and nobody looks on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from privacy.errors import ConfideError
+from server.campaign import Asked
+from server.rounds import Watch
+
+VARIABLE = "CONFIDE_LINK"
+
+
+class Link:
+    """One end: reads lines from one descriptor, writes to another."""
+
+    def __init__(self, reads: int, writes: int) -> None:
+        self._in, self._out = os.fdopen(reads, "r", encoding="ascii"), os.fdopen(writes, "w", encoding="ascii")
+
+    @classmethod
+    def inherited(cls) -> Link | None:
+        """Return the end that the process was started with, None if there is none."""
+        value = os.environ.pop(VARIABLE, "")
+        return cls(*map(int, value.split(","))) if value else None
+
+    @staticmethod
+    def pair() -> tuple[Link, tuple[int, int]]:
+        """Return one end, and the two descriptors of the other for a child process."""
+        (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+        for descriptor in (theirs_in, theirs_out):
+            os.set_inheritable(descriptor, True)
+        return Link(ours_in, ours_out), (theirs_in, theirs_out)
+
+    def send(self, line: dict[str, Any]) -> None:
+        """Write one line. Raises ConfideError if nobody reads any more."""
+        try:
+            self._out.write(json.dumps(line) + "\n")
+            self._out.flush()
+        except OSError:
+            raise ConfideError("the other half of this run has ended") from None
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines that come, until the other end closes."""
+        for text in self._in:
+            line = json.loads(text)
+            if isinstance(line, dict):
+                yield line
+
+    def receive(self) -> dict[str, Any]:
+        """Return the next line; raises ConfideError if the other end has closed."""
+        for line in self.lines():
+            return line
+        raise ConfideError("the other half of this run has ended")
+
+    def home(self) -> Path:
+        """Return the folder of the campaign, which the simulation names first."""
+        line = self.receive()
+        if "home" not in line:
+            raise ConfideError(str(line.get("failed", "the simulation named no campaign")))
+        return Path(str(line["home"]))
+
+    def close(self) -> None:
+        """Close both descriptors."""
+        for end in (self._out, self._in):
+            with suppress(OSError):
+                end.close()
+
+
+class LinkWatch(Watch):
+    """Tells the simulation what happens, and waits for it before a sum counts."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def stage(self, asked: Asked, name: str, devices: int) -> None:
+        """Tell that a stage begins."""
+        self._tell("stage", asked, name=name, devices=devices)
+
+    def answered(self, asked: Asked, name: str, device_id: str) -> None:
+        """Tell that a device answered."""
+        self._tell("answered", asked, name=name, device=device_id)
+
+    def closed(self, asked: Asked, survivors: Sequence[str], seconds: float) -> None:
+        """Tell that all answers of an attempt are in, and wait until the simulation has looked at them."""
+        self._tell("closed", asked, invited=asked.invited, survivors=list(survivors), seconds=seconds)
+        self._link.receive()
+
+    def lost(self, asked: Asked, reason: str) -> None:
+        """Tell that an attempt came to nothing."""
+        self._tell("lost", asked, reason=reason)
+
+    def _tell(self, event: str, asked: Asked, **facts: Any) -> None:
+        self._link.send({"event": event, "round": asked.query.round, "attempt": asked.query.attempt, **facts})

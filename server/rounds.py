@@ -1,0 +1,261 @@
+"""One round of a campaign: who is there, what they lack, training, then the stages of the private sum.
+
+    hello -> release -> fit (accepted at once) -> the training window -> one stage of the sum after the other -> total
+
+Every stage has a deadline. Who does not answer a stage in time is not asked at the next; what comes late or twice is
+dropped. How frames travel is the courier's business: Flower in `server.courier`, pipes in the local engine. Which
+stages there are is the sum's (`privacy.secagg`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy.canonical import sha256_hex
+from privacy.errors import CohortTooSmall, ConfideError, WireError
+from privacy.query import Query
+from privacy.secagg.clear import ClearSum
+from privacy.session import Accepted, Delivery, Received, Start, Training, basis_item, digest_of
+from privacy.wire import Message, Refusal, RefusalCode, decode
+from server.campaign import Asked, Campaign, RoundSum
+
+SPENT = " (an attempt that was lost is spent all the same: fewer devices must drop out)"
+HINTS: Mapping[str, str] = {
+    RefusalCode.UNABLE: " (it could not write, or read, its own files: is the disk full?)",
+    RefusalCode.PARTICIPATIONS: SPENT,
+    RefusalCode.BUDGET: SPENT,
+}
+
+
+Done = Callable[[str, bytes], None]
+
+
+class Courier(Protocol):
+    """Brings frames to devices and answers back."""
+
+    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
+        """Return the devices that are there, each with the bits of the `offered` hashes that it holds."""
+
+    def exchange(self, action: str, frames: Mapping[str, bytes], deadline_s: float, done: Done) -> None:
+        """Send each device its frame; `done(device, answer)` as the answers come, until all are here or time is up."""
+
+
+class PrivateSum(Protocol):
+    """A sum in stages; see `privacy.secagg.clear` for the methods' meaning."""
+
+    @property
+    def stage(self) -> str:
+        """Return the stage that waits for answers."""
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the sum is there."""
+
+    @property
+    def total(self) -> NDArray[np.int64]:
+        """Return the lifted sum, int64 [dim]."""
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Return whose answers are in the sum."""
+
+    @property
+    def heads(self) -> Mapping[str, str]:
+        """Return the ledger head that each survivor signed."""
+
+    def requests(self) -> Mapping[str, bytes]:
+        """Return the frames to send now, by device."""
+
+    def receive(self, device_id: str, frame: bytes) -> bool:
+        """Take a device's answer to this stage; False if it is not one."""
+
+    def advance(self) -> None:
+        """Close the stage; raises CohortTooSmall where too few are left."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds: `stage` for each exchange, `window` between the word to train and the first question for its result,
+    `training` for how long a device that is not ready is asked again, every `again` seconds."""
+
+    stage: float = 90.0
+    window: float = 0.0
+    training: float = 3600.0
+    again: float = 0.5
+
+
+class Watch:
+    """What may look on: a person at a terminal, a test, the researcher of a simulation. Here: nobody."""
+
+    def stage(self, asked: Asked, name: str, devices: int) -> None:
+        """A stage begins for so many devices."""
+
+    def answered(self, asked: Asked, name: str, device_id: str) -> None:
+        """A device answered it."""
+
+    def closed(self, asked: Asked, survivors: Sequence[str], seconds: float) -> None:
+        """All answers of an attempt are in; called before the sum is flushed and counts."""
+
+    def lost(self, asked: Asked, reason: str) -> None:
+        """An attempt came to nothing; another one follows."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What all rounds of one campaign share. `basis` is its file's bytes, `sign` signs what a round starts from.
+
+    `dropped` is for simulation: the devices whose answers are lost on the way, by the schedule and not by the clock.
+    """
+
+    campaign: Campaign
+    courier: Courier
+    basis: bytes
+    sign: Callable[[Start], Start]
+    deadlines: Deadlines = Deadlines()
+    watch: Watch = field(default_factory=Watch)
+    dropped: Callable[[Asked], frozenset[str]] = lambda _: frozenset()
+
+    def run(self) -> None:
+        """Run what is left of the campaign. Raises CohortTooSmall when a round failed in all its attempts."""
+        while not self.campaign.finished:
+            self.one()
+
+    def one(self) -> RoundSum:
+        """Run the next round, in as many attempts as it takes, and return it."""
+        while True:
+            asked, started = self.campaign.ask(), time.monotonic()
+            try:
+                result = self._sum(asked, started)
+            except CohortTooSmall as error:
+                self.campaign.lose(asked)
+                self.watch.lost(asked, str(error))
+            else:
+                return self.campaign.take_sum(asked, result.total, result.heads)
+
+    def _sum(self, asked: Asked, started: float) -> PrivateSum:
+        accepted = self._train(asked)
+        machine = sum_for(asked, self.campaign)
+        time.sleep(max(0.0, self.deadlines.window))
+        answering = accepted
+        while not machine.finished:
+            answering = self._stage(asked, machine, answering)
+            if machine.stage in ("answer", "masked"):
+                self.watch.closed(asked, sorted(answering), time.monotonic() - started)
+            machine.advance()
+        return machine
+
+    def _train(self, asked: Asked) -> set[str]:
+        """Bring everybody what they lack, ask for training, and return who accepted."""
+        slots = asked.slots.astype(np.float32)
+        query = asked.query
+        start = self.sign(Start(query.federation, query.campaign, query.round, slots))
+        items = (basis_item(self.basis), start.item())
+        there = self.courier.greet([sha256_hex(item) for item in items])
+        present = {device: there[device] for device in asked.invited if device in there}
+        lacking = {d: tuple(item for i, item in enumerate(items) if not held >> i & 1) for d, held in present.items()}
+        parcels = {parts: Delivery(parts).encode() for parts in set(lacking.values()) if parts}
+        ready = {device for device, parts in lacking.items() if not parts}
+        deliveries = {device: parcels[parts] for device, parts in lacking.items() if parts}
+
+        def received(device: str, message: Message) -> None:
+            if isinstance(message, Received) and message.digest == digest_of(lacking[device]):
+                ready.add(device)
+
+        self._exchange(asked, "release", deliveries, received)
+        accepted: set[str] = set()
+        refused: dict[str, str] = {}
+
+        def answered(device: str, message: Message) -> None:
+            if isinstance(message, Accepted) and message.query_sha256 == query.sha256:
+                accepted.add(device)
+            elif isinstance(message, Refusal):
+                refused[device] = message.code
+
+        word = Training(asked.query_bytes).encode()
+        self._exchange(asked, "fit", dict.fromkeys(sorted(ready), word), answered)
+        _require_somebody(accepted, refused)
+        return accepted
+
+    def _stage(self, asked: Asked, machine: PrivateSum, answering: set[str]) -> set[str]:
+        """Ask those of `answering` whom the sum asks at this stage; return who gave a genuine answer."""
+        name, arrived, refused = machine.stage, set[str](), dict[str, str]()
+        requests = {device: frame for device, frame in machine.requests().items() if device in answering}
+        waiting = requests
+        lost = self.dropped(asked) if name in ("answer", "masked") else frozenset()
+        until = time.monotonic() + self.deadlines.training
+        self.watch.stage(asked, name, len(waiting))
+        while waiting:
+            busy: dict[str, bytes] = {}
+
+            def done(device: str, frame: bytes, busy: dict[str, bytes] = busy) -> None:
+                if _code(frame) == RefusalCode.BUSY:
+                    busy[device] = requests[device]
+                    return
+                self.watch.answered(asked, name, device)
+                if device in lost or device not in requests:
+                    return
+                if machine.receive(device, frame):
+                    arrived.add(device)
+                elif code := _code(frame):
+                    refused[device] = code
+
+            self.courier.exchange(name, waiting, self.deadlines.stage, done)
+            waiting = busy if time.monotonic() < until else {}
+            if waiting:
+                time.sleep(self.deadlines.again)
+        if not lost:
+            _require_somebody(arrived, refused)
+        return arrived
+
+    def _exchange(
+        self, asked: Asked, action: str, frames: Mapping[str, bytes], take: Callable[[str, Message], None]
+    ) -> None:
+        def done(device: str, frame: bytes) -> None:
+            with suppress(WireError):
+                message = decode(frame)
+                if message.device_id == device and device in frames:
+                    self.watch.answered(asked, action, device)
+                    take(device, message)
+
+        if frames:
+            self.watch.stage(asked, action, len(frames))
+            self.courier.exchange(action, frames, self.deadlines.stage, done)
+
+
+def sum_for(asked: Asked, campaign: Campaign) -> PrivateSum:
+    """Return the sum of a round's transport, ready for its first stage."""
+    return ClearSum(asked.query, asked.invited, campaign.keys)
+
+
+def scheduled_dropouts(seed: int, share: float, asked: Asked) -> frozenset[str]:
+    """Return whose answers a simulation loses: floor(share x invited) of them, drawn by the public `seed`.
+
+    Such a device has trained, paid its budget and sent.
+    """
+    query: Query = asked.query
+    rng = np.random.default_rng([seed, 3, query.round, query.attempt])
+    return frozenset(rng.permutation(sorted(asked.invited))[: int(share * len(asked.invited))].tolist())
+
+
+def _require_somebody(answered: set[str], refused: Mapping[str, str]) -> None:
+    """Raise ConfideError where every device refused: another attempt would be refused too."""
+    if refused and not answered:
+        codes = sorted(set(refused.values()))
+        hint = next((HINTS[code] for code in codes if code in HINTS), "")
+        raise ConfideError(f"every device refused: {', '.join(codes)}{hint}")
+
+
+def _code(frame: bytes) -> str:
+    """Return the code of a refusal, "" for any other frame."""
+    try:
+        message = decode(frame)
+    except WireError:
+        return ""
+    return message.code if isinstance(message, Refusal) else ""

@@ -1,0 +1,47 @@
+"""Flower's simulation in a process of its own: `python -m simulation.flower_process NODES`.
+
+Ends when its campaign does, or when the run that started it is gone: its line closes then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+
+from flwr.simulation import run_simulation
+
+from client.app import app as client_app
+from server.app import app as server_app
+
+
+def main(nodes: int) -> None:
+    """Run our ServerApp and relay on `nodes` virtual nodes of Flower."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    run_simulation(
+        server_app=server_app,
+        client_app=client_app,
+        num_supernodes=nodes,
+        backend_config={
+            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
+            "init_args": {"num_cpus": RELAYS, "include_dashboard": False, "log_to_driver": False},
+        },
+    )
+
+
+RELAYS = 4  # Flower's workers: each is a process that waits for an agent most of the time
+
+
+def _end_with_parent(parent: int) -> None:
+    """Leave when the process that started this one is gone; Ray's own processes end with their driver."""
+    import time
+
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
