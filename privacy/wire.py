@@ -54,6 +54,10 @@ class RefusalCode(StrEnum):
     STALE = "query.stale"
     RELEASE = "release.unknown"
     UNABLE = "device.unable"
+    YEARLY = "budget.yearly"
+    HISTORY = "federation.history"
+    RESTORED = "device.restored"
+    NOT_SAMPLED = "sampling.not-drawn"
 
 
 _CODES: Final = tuple(RefusalCode)

@@ -15,9 +15,7 @@ from privacy.accounting import statement
 from privacy.adapter import AdapterLayout, Cores, merge_cores
 from privacy.audit.html import write_page
 from privacy.audit.replay import audit_run
-from privacy.checkpoint import Checkpoint
 from privacy.errors import ConfideError
-from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.release import ReleaseFacts, privacy_claim
 from server.campaign import Campaign
@@ -86,9 +84,7 @@ def _run(setting: Setting, pool: Hosts, ledger: Ledger, started: float) -> Facts
     scrub_bits = _scrubbing_cost(setting, pool, campaign)
     note = "simulation: computed in the clear on held-out text"
     ledger.append("EVAL", {"arms": sorted(evaluation.arms), "note": note})
-    origin = f"{setting.config.federation}/federation"
-    checkpoint = Checkpoint(origin, len(ledger.entries()), ledger.head).signed(setting.secrets.federation)
-    write_atomic(setting.folder.ledgers / "federation.checkpoint", checkpoint)
+    ledger.write_checkpoint()
     return Facts(
         config=setting.config,
         population=setting.population,
