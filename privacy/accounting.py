@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
@@ -125,14 +125,15 @@ class ZcdpFilter:
 
     budget: Fraction
     spent: Fraction = Fraction(0)
+    code: RefusalCode = RefusalCode.BUDGET
 
     def charge(self, rho: Fraction) -> ZcdpFilter:
-        """Return the filter after a charge of `rho`; raise BudgetExhausted if that would pass the budget."""
+        """Return the filter after a charge of `rho`; raise BudgetExhausted with `code` if it would pass the budget."""
         if not isinstance(rho, Fraction) or rho < 0:
             raise ConfigError("a charge is a non-negative fraction")
         if self.spent + rho > self.budget:
-            raise BudgetExhausted(RefusalCode.BUDGET, f"spent {self.spent}, asked {rho}, allowed {self.budget}")
-        return ZcdpFilter(self.budget, self.spent + rho)
+            raise BudgetExhausted(self.code, f"spent {self.spent}, asked {rho}, allowed {self.budget}")
+        return replace(self, spent=self.spent + rho)
 
     @property
     def left(self) -> Fraction:

@@ -59,6 +59,10 @@ class Chain:
         """Return the hash of the last entry, sixty-four zeros for none: 64 hexadecimal digits."""
         return self.entries[-1].sha256 if self.entries else GENESIS_PREV
 
+    def leaves(self) -> list[bytes]:
+        """Return the hash of each entry, 32 bytes: the leaves of the tree whose root a checkpoint names."""
+        return [bytes.fromhex(entry.sha256) for entry in self.entries]
+
 
 def sign_entry(
     key: Ed25519PrivateKey, *, seq: int, prev: str, ts_ms: int, kind: str, body: Mapping[str, object]

@@ -4,7 +4,9 @@
 
 A RESERVE without ABORT counts as spent, so that a crash may waste budget and never leak it. Epsilon is never stored:
 a RESERVE holds the whole query, and whoever reads recomputes. One file per owner (each device, the federation), one
-writer at a time, lines as in `privacy.chain`. See PROTOCOL.md, sections 3 and 8.
+writer at a time, lines as in `privacy.chain`. There is no way past a budget: where the ledger holds the signed policy
+(`grant`), a RESERVE beyond it is not written, and only another policy of the root key changes what it allows. See
+PROTOCOL.md, sections 3 and 8.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy.account import DONE, Account, Reservation, reserve_body
-from privacy.canonical import Json, canonical_json
+from privacy.account import DONE, Account, Reservation, Spent, Unsent, refused_for, reserve_body
+from privacy.canonical import Json, canonical_json, parse_canonical
 from privacy.chain import GENESIS_PREV, Chain, Entry, read_chain, sign_entry
-from privacy.errors import LedgerError
+from privacy.checkpoint import Checkpoint, Standing, standing, verify_checkpoint, verify_cosignature
+from privacy.errors import LedgerError, PolicyRefused, SignatureInvalid
 from privacy.files import Disk, SystemDisk, write_atomic
+from privacy.history import Figures, open_history
+from privacy.merkle import consistency_proof, tree_root
 from privacy.query import Query
+from privacy.wire import RefusalCode
 
 FORMAT: Final = "confide-ledger/1"
+TIME_STEP_S: Final = 3600  # a state seen before is noted again for its signed time, not more often than this
 
 
 def now_ms() -> int:
@@ -53,6 +60,11 @@ class LedgerView:
     def head(self) -> str:
         """Return the hash of the last entry."""
         return self.chain.head
+
+    @property
+    def origin(self) -> str:
+        """Return the name of the ledger in checkpoints: federation/owner."""
+        return f"{self.genesis.get('federation')}/{self.genesis.get('owner')}"
 
 
 def read_ledger(path: Path, key: Ed25519PublicKey | None = None, *, every_signature: bool = True) -> LedgerView:
@@ -92,6 +104,7 @@ class Ledger:
     ) -> None:
         self.path, self._key, self._clock, self._disk = path, signing_key, clock, disk or SystemDisk()
         self._failed = False
+        self._reserved_here: set[str] = set()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = _locked(path)
         try:
@@ -120,6 +133,13 @@ class Ledger:
         """Return the zCDP charged so far, aborted events excepted; in the federation's ledger, to `device`."""
         return self._account.spent_rho(device)
 
+    def spent(self, excluding: bytes | None = None) -> Spent:
+        """Return what `Policy.check` needs: spent in all, within the year, and how often; `excluding` one event.
+
+        The time is that of this ledger, which never runs backwards: the clock's, or its last entry's if that is later.
+        """
+        return self._account.spent(self._now(), excluding.hex() if excluding is not None else None)
+
     def append(self, kind: str, body: Mapping[str, object]) -> Entry:
         """Write one entry, flush it to the disk and return it.
 
@@ -128,10 +148,9 @@ class Ledger:
         """
         self._require_sound()
         last = self._entries[-1] if self._entries else None
-        seq, prev, past = (last.seq + 1, last.sha256, last.ts_ms) if last else (0, GENESIS_PREV, 0)
-        now = max(self._clock(), past)  # a clock set back must not look like a forged order
-        entry, line = sign_entry(self._key, seq=seq, prev=prev, ts_ms=now, kind=kind, body=body)
-        self._account.apply(kind, entry.body)  # refuses before a byte is written
+        seq, prev = (last.seq + 1, last.sha256) if last else (0, GENESIS_PREV)
+        entry, line = sign_entry(self._key, seq=seq, prev=prev, ts_ms=self._now(), kind=kind, body=body)
+        self._account.apply(entry)  # refuses before a byte is written
         self._write(line)
         self._entries.append(entry)
         return entry
@@ -140,13 +159,16 @@ class Ledger:
         """Charge one event before its noise is drawn and return it; the same event again is the same one charge.
 
         The federation reserves a whole round: `device` FEDERATION and the ids it invites. Raises LedgerError for
-        another query in the same place (federation, campaign, round, attempt, purpose, device), for an aborted event.
+        another query in the same place (federation, campaign, round, attempt, purpose, device), for an aborted event;
+        PolicyRefused past the granted policy, or for a federation that signed two histories.
         """
         self._require_sound()
+        refused_for(self._account)
         event = query.event_id(device).hex()
         known = self._account.reservations.get(event)
         if known is None:
             self.append("RESERVE", reserve_body(query, device, invited))
+            self._reserved_here.add(event)
         elif not known.counts:
             raise LedgerError(f"event {event[:16]} was aborted; ask again with a new attempt")
         elif known.query.sha256 != query.sha256:
@@ -163,9 +185,81 @@ class Ledger:
         if known is None or known.state != DONE or canonical_json(known.facts) != canonical_json(facts):
             self.append("COMMIT", {"event": event.hex(), **facts})
 
-    def abort(self, event: bytes, reason: str) -> None:
-        """Give a charge back. Only for an answer that provably never left this process: nobody else can check that."""
-        self.append("ABORT", {"event": event.hex(), "reason": reason})
+    def abort(self, event: bytes, reason: Unsent) -> None:
+        """Give a charge back, for an answer that provably never left; `reason` says why that is so, see `Unsent`.
+
+        Only the process that reserved the event, without closing the ledger since, may say so: raises LedgerError for
+        every other. After a crash or a restored backup the charge stays spent.
+        """
+        if event.hex() not in self._reserved_here:
+            raise LedgerError(f"event {event.hex()[:16]} was not reserved by this process: whether it left is unknown")
+        self.append("ABORT", {"event": event.hex(), "reason": str(Unsent(reason))})
+
+    def grant(self, signed_policy: bytes) -> None:
+        """Hold the owner to the policy of this file from now on; the same policy again changes nothing.
+
+        Needs `root_key` in GENESIS. Raises LedgerError unless that key signed it, with a higher `serial` than the one
+        before: budget comes from the root key only, and a policy that was replaced never returns.
+        """
+        body = parse_canonical(signed_policy)
+        if not isinstance(body, dict):
+            raise LedgerError("a policy file is an object")
+        held = self._account.policy
+        if held is None or canonical_json(body.get("policy")) != held.to_bytes():
+            self.append("GRANT", body)
+
+    def see(self, note: bytes, federation_key: Ed25519PublicKey, proof: Sequence[bytes] = ()) -> Standing:
+        """Note the state of the federation's ledger that a query comes with, and return how it stands to the last one.
+
+        `proof` is `consistency_proof(from the size noted last)`, see `Account.seen`. Raises PolicyRefused with code
+        HISTORY, and remembers nothing, unless the state is the same, or proven to continue what was seen. Two states of
+        one size are kept as a FORK, evidence that their signer cannot deny; from then on this device answers no more.
+        Signed times of the policy's witness on the note date the charges (`privacy.meter`). Raises LedgerError or
+        SignatureInvalid for a note that is none, or not the federation's.
+        """
+        self._require_sound()
+        refused_for(self._account)
+        shown = verify_checkpoint(note, federation_key)
+        found = standing(self._account.seen, shown, proof)
+        if found is Standing.FORKED:
+            self.append("FORK", {"first": self._seen_note(), "second": note.decode()})
+        if not found.holds:
+            raise PolicyRefused(RefusalCode.HISTORY, f"its ledger is {found}")
+        if found is not Standing.SAME or self._is_later(note):
+            self.append("SEEN", {"note": note.decode()})
+        return found
+
+    def adopt(self, signed_history: bytes, trusted: Sequence[Ed25519PublicKey]) -> Figures:
+        """Take over what this ledger lost, by the word of a witness or server whose key is `trusted`; return how much.
+
+        For a device that was restored from a backup, before it answers again. Only ever raises what was spent; nothing
+        is written if nothing was lost. Raises LedgerError for another key or another ledger's history.
+        """
+        history, signer = open_history(signed_history)
+        if signer not in {key.public_bytes_raw().hex() for key in trusted}:
+            raise LedgerError("a history signed by a key that is not trusted")
+        lost = self._account.lost(history, signer)
+        if lost != Figures():
+            body = parse_canonical(signed_history)
+            assert isinstance(body, dict)
+            self.append("ADOPT", body)
+        return lost
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the present state, for others to keep; the origin is `federation/owner` of GENESIS."""
+        genesis = self._account.genesis
+        origin = f"{genesis.get('federation')}/{genesis.get('owner')}"
+        return Checkpoint(origin, len(self._entries), tree_root(self._leaves()).hex())
+
+    def write_checkpoint(self) -> bytes:
+        """Sign the present state, put it beside the ledger as `.checkpoint`, and return the note."""
+        note = self.checkpoint().signed(self._key)
+        write_atomic(self.path.with_suffix(".checkpoint"), note)
+        return note
+
+    def consistency_proof(self, size: int) -> list[bytes]:
+        """Return the proof that the present state continues the one of `size` entries, for `see`."""
+        return consistency_proof(self._leaves(), size)
 
     def close(self) -> None:
         """Release the lock and the file."""
@@ -180,6 +274,27 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _leaves(self) -> list[bytes]:
+        return [bytes.fromhex(entry.sha256) for entry in self._entries]
+
+    def _now(self) -> int:
+        """Return the time of the next entry: a clock set back must not look like a forged order."""
+        return max(self._clock(), self._entries[-1].ts_ms if self._entries else 0)
+
+    def _seen_note(self) -> str:
+        return str(next(e.body["note"] for e in reversed(self._entries) if e.kind == "SEEN"))
+
+    def _is_later(self, note: bytes) -> bool:
+        """Return whether a note of a state seen before carries a signed time that is worth an entry."""
+        policy = self._account.policy
+        if policy is None or policy.witness_key is None:
+            return False
+        try:
+            _, seconds = verify_cosignature(note, Ed25519PublicKey.from_public_bytes(bytes.fromhex(policy.witness_key)))
+        except (SignatureInvalid, ValueError):
+            return False
+        return seconds >= self._account.meter.signed_ms // 1000 + TIME_STEP_S
 
     def _load(self, genesis: dict[str, object]) -> None:
         """Read what is there, cut an unfinished last line off, or begin a new ledger."""
@@ -230,8 +345,8 @@ def _view(chain: Chain, owner: Ed25519PublicKey) -> LedgerView:
         if (entry.kind == "GENESIS") != (number == 1):
             raise LedgerError(f"line {number}: a ledger begins with its one GENESIS")
         try:
-            account.apply(entry.kind, entry.body)
-        except LedgerError as error:
+            account.apply(entry)
+        except (LedgerError, PolicyRefused) as error:
             raise LedgerError(f"line {number}: {error}") from error
     genesis = chain.entries[0].body if chain.entries else {}
     if genesis.get("format") != FORMAT or genesis.get("public_key") != owner.public_bytes_raw().hex():

@@ -6,6 +6,7 @@ compares every query with it and refuses with a code of a closed list; there is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -23,12 +24,19 @@ from privacy.wire import RefusalCode
 PROTOCOL: Final = "confide-policy/1"
 MAX_BYTES: Final = 16384
 _SIGNED: Final = b"confide/policy/1\x00"
-_FRACTIONS: Final = ("min_noise_multiplier", "max_clip_norm", "min_survivor_fraction", "budget_rho")
+_FRACTIONS: Final = ("min_noise_multiplier", "max_clip_norm", "min_survivor_fraction", "budget_rho", "yearly_rho")
+# Fields that are not written where they have this value: nothing is said then.
+_OPTIONAL: Final[Mapping[str, object]] = {"yearly_rho": None, "witness_key": None, "serial": 0}
 
 
 @dataclass(frozen=True)
 class Policy:
     """The bounds of one federation. A query must meet all of them; the budget is zCDP of all its purposes together.
+
+    `budget_rho` is for a lifetime and never refunded; `yearly_rho` of it may be spent in any 365 days (`privacy.meter`;
+    None: all of it). `witness_key` names whose signed times date the charges; None: the device's own clock. A device
+    takes a policy with a higher `serial` in the place of the one it holds, never one with a lower: more budget comes
+    from the root key only, and an old, more generous policy does not come back.
 
     `allow_replayed_noise` and `allow_unprotected` (transport `off`) are for simulation: what runs under them is stamped
     NOT PRIVATE. `min_survivor_fraction` is of the invited; the query's own floor must be at least that. Raises
@@ -49,6 +57,9 @@ class Policy:
     release_signer: str
     allow_replayed_noise: bool = False
     allow_unprotected: bool = False
+    yearly_rho: Fraction | None = None
+    witness_key: str | None = None
+    serial: int = 0
 
     def __post_init__(self) -> None:
         _require(is_name(self.federation), "federation")
@@ -56,7 +67,11 @@ class Policy:
         _require(known and list(self.purposes) == sorted(set(self.purposes)), "purposes")
         for name in _FRACTIONS:
             value = getattr(self, name)
-            _require(isinstance(value, Fraction) and value >= 0 and _round_trips(value), name)
+            absent = value is None and name in _OPTIONAL
+            _require(absent or (isinstance(value, Fraction) and value >= 0 and _round_trips(value)), name)
+        _require(self.yearly_rho is None or self.yearly_rho <= self.budget_rho, "yearly_rho")
+        _require(self.witness_key is None or is_digest(self.witness_key), "witness_key")
+        _require(type(self.serial) is int and 0 <= self.serial <= MAX_DIM, "serial")
         _require(self.min_survivor_fraction <= 1, "min_survivor_fraction")
         for name in ("min_invited", "max_participations", "max_dim"):
             value = getattr(self, name)
@@ -67,16 +82,21 @@ class Policy:
         for name in ("allow_replayed_noise", "allow_unprotected"):
             _require(type(getattr(self, name)) is bool, name)
 
-    def check(self, query: Query, spent_rho: Fraction, participations: int) -> None:
+    def check(self, query: Query, spent_rho: Fraction, participations: int, year_rho: Fraction | None = None) -> None:
         """Return if the device may answer `query` after `participations` answers that cost `spent_rho`.
 
-        Raises PolicyRefused with the first bound that fails, in the order of `RefusalCode`; last, BudgetExhausted.
+        `year_rho` of it was spent within the year; None counts all of it. Take the three from `Ledger.spent`. Raises
+        PolicyRefused with the first bound that fails, in the order of `RefusalCode`; last BudgetExhausted, for the
+        lifetime, then for the year.
         """
         for holds, code in self._bounds(query, participations):
             if not holds:
                 raise PolicyRefused(code)
         if query.rho is not None:
             ZcdpFilter(self.budget_rho, spent_rho).charge(query.rho)
+            if self.yearly_rho is not None:
+                within = spent_rho if year_rho is None else year_rho
+                ZcdpFilter(self.yearly_rho, within, RefusalCode.YEARLY).charge(query.rho)
 
     def _bounds(self, query: Query, participations: int) -> list[tuple[bool, RefusalCode]]:
         cohort, work = query.cohort, query.limits
@@ -101,22 +121,30 @@ class Policy:
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes."""
-        fields: dict[str, object] = {**asdict(self), "protocol": PROTOCOL}
-        return canonical_json(fields | {name: fraction_text(getattr(self, name)) for name in _FRACTIONS})
+        silent = {name for name, value in _OPTIONAL.items() if getattr(self, name) == value}
+        fields: dict[str, object] = {name: value for name, value in asdict(self).items() if name not in silent}
+        exact: dict[str, object] = {name: fraction_text(getattr(self, name)) for name in _FRACTIONS if name in fields}
+        return canonical_json(fields | exact | {"protocol": PROTOCOL})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Policy:
         """Return the policy whose canonical bytes are exactly `data`; WireError for form, ConfigError for meaning."""
         if len(data) > MAX_BYTES:
             raise WireError(f"policy longer than {MAX_BYTES} bytes")
-        fields = exact_fields(parse_canonical(data), {"protocol", *cls.__dataclass_fields__}, "policy")
+        value = parse_canonical(data)
+        names = {"protocol", *cls.__dataclass_fields__}
+        absent = {name for name in _OPTIONAL if isinstance(value, dict) and name not in value}
+        fields = exact_fields(value, names - absent, "policy")
         if fields.pop("protocol") != PROTOCOL:
             raise WireError(f"policy of another protocol than {PROTOCOL}")
         if not isinstance(fields["purposes"], list):
             raise WireError("policy: purposes is not a list")
         fields["purposes"] = tuple(fields["purposes"])
         fields["limits"] = Limits(**exact_fields(fields["limits"], set(Limits.__dataclass_fields__), "limits"))
-        return cls(**fields | {name: parse_fraction(fields[name]) for name in _FRACTIONS})
+        found = cls(**fields | {name: parse_fraction(fields[name]) for name in _FRACTIONS if name in fields})
+        if found.to_bytes() != data:
+            raise WireError("policy: a field that says nothing is written")
+        return found
 
     @cached_property
     def sha256(self) -> str:

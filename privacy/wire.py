@@ -81,6 +81,10 @@ class RefusalCode(StrEnum):
     RELEASE = "release.unknown"
     UNABLE = "device.unable"
     BUSY = "answer.not-ready"
+    YEARLY = "budget.yearly"
+    HISTORY = "federation.history"
+    RESTORED = "device.restored"
+    NOT_SAMPLED = "sampling.not-drawn"
 
 
 _CODES: Final = tuple(RefusalCode)

@@ -14,9 +14,7 @@ import numpy as np
 
 from privacy.audit.html import write_page
 from privacy.audit.replay import audit_run
-from privacy.checkpoint import Checkpoint
 from privacy.errors import ConfideError
-from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from server.campaign import Campaign
 from server.home import ROUNDS, ServerHome, open_campaign
@@ -130,9 +128,7 @@ def _evaluated(
     scrub_bits = _scrubbing_cost(setting, pool, campaign)
     note = "simulation: computed in the clear on held-out text"
     ledger.append("EVAL", {"arms": sorted(evaluation.arms), "note": note})
-    origin = f"{setting.config.federation}/federation"
-    checkpoint = Checkpoint(origin, len(ledger.entries()), ledger.head).signed(setting.secrets.federation)
-    write_atomic(setting.folder.ledgers / "federation.checkpoint", checkpoint)
+    ledger.write_checkpoint()
     return Evaluated(evaluation, personas, scrub_bits)
 
 

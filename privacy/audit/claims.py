@@ -130,7 +130,7 @@ def account_until(entries: Sequence[Entry], head: str) -> Account | None:
     """Return the account of the entries up to the one whose hash is `head`, None if there is none."""
     account = Account()
     for entry in entries:
-        account.apply(entry.kind, entry.body)
+        account.apply(entry)
         if entry.sha256 == head:
             return account
     return None

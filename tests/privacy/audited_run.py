@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from privacy.account import FEDERATION
 from privacy.accounting import statement
 from privacy.adapter import Basis
-from privacy.checkpoint import Checkpoint
 from privacy.ledger import Ledger
 from privacy.policy import Policy, signed_policy
 from privacy.query import Cohort, Limits, Query
@@ -144,8 +143,7 @@ class Sample:
             cores = layout.unflatten(np.random.default_rng(5).normal(size=layout.dim))
             release = write_release(run / "release", basis(), {"global": cores}, facts, RELEASE_KEY)
             federation.append("RELEASE", {"release_sha256": release.sha256, "round": self.rounds})
-            note = Checkpoint("meadow/federation", len(federation.entries()), federation.head).signed(FED_KEY)
-            (run / "ledger" / "federation.checkpoint").write_bytes(note)
+            federation.write_checkpoint()
         for ledger in ledgers.values():
             ledger.close()
         report = self.reported(self._report(figures))

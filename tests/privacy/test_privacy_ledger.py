@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.account import FEDERATION
+from privacy.account import FEDERATION, Unsent
 from privacy.chain import GENESIS_PREV, read_chain, sign_entry
 from privacy.checkpoint import Checkpoint, verify_checkpoint
 from privacy.errors import LedgerError, SignatureInvalid, WireError
@@ -113,7 +113,7 @@ def test_an_abort_gives_back_and_ends_the_event(path: Path) -> None:
     event = query().event_id("device-1")
     with Ledger(path, KEY) as ledger:
         ledger.reserve(query(), "device-1")
-        ledger.abort(event, "training failed before the noise")
+        ledger.abort(event, Unsent.NOT_ENCODED)
         assert ledger.spent_rho() == 0
         assert ledger.account.participations() == 0
         with pytest.raises(LedgerError, match="aborted"):
@@ -133,7 +133,7 @@ def test_commit_needs_a_reserve_and_comes_once(path: Path) -> None:
         with pytest.raises(LedgerError, match="committed"):
             ledger.commit(event, answer_sha256="b" * 64)
         with pytest.raises(LedgerError, match="committed"):
-            ledger.abort(event, "too late")
+            ledger.abort(event, Unsent.NOT_STORED)
         assert len(ledger.entries()) == 3
 
 
@@ -173,7 +173,7 @@ def test_what_no_entry_may_hold_is_refused_before_a_byte_is_written(path: Path) 
     with Ledger(path, KEY) as ledger:
         before = path.read_bytes()
         with pytest.raises(LedgerError, match="unknown kind"):
-            ledger.append("GRANT", {})
+            ledger.append("REFUND", {})
         with pytest.raises(WireError):
             ledger.append("EVAL", {"epsilon": 1.5})
         with pytest.raises(LedgerError, match="its own signature"):
@@ -515,7 +515,7 @@ def test_a_hundred_thousand_entries_verify_in_about_a_second() -> None:
 def test_checkpoints_show_rollback_and_rewriting(path: Path) -> None:
     written(path, rounds=2)
     view = read_ledger(path)
-    note = Checkpoint("fed/device-1", len(view.entries), view.head).signed(KEY)
+    note = Checkpoint.of("fed/device-1", view.chain).signed(KEY)
     seen = verify_checkpoint(note, KEY.public_key())
     assert seen.is_kept_by(view.chain)
     lines = path.read_bytes().splitlines(keepends=True)

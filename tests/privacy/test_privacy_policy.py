@@ -40,8 +40,19 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], tuple[Fraction, int], Refus
     ({}, {"limits": Limits(512, 9)}, (Fraction(0), 0), RefusalCode.WORK),
     ({}, {}, (Fraction(0), 4), RefusalCode.PARTICIPATIONS),
     ({}, {}, (Fraction(3, 2) + Fraction(1, 10**15), 3), RefusalCode.BUDGET),
+    ({"yearly_rho": Fraction(1)}, {}, (Fraction(1, 2) + Fraction(1, 10**15), 3), RefusalCode.YEARLY),
+    ({"yearly_rho": Fraction(0)}, {}, (Fraction(0), 0), RefusalCode.YEARLY),
+    ({"yearly_rho": Fraction(1)}, {}, (Fraction(3, 2) + Fraction(1, 10**15), 3), RefusalCode.BUDGET),
 ]
-MADE_BY_THE_DEVICE = {RefusalCode.STALE, RefusalCode.RELEASE, RefusalCode.UNABLE, RefusalCode.BUSY}  # known to its agent, not to a policy
+MADE_BY_THE_DEVICE = {  # known to its agent or its ledger, not to a policy
+    RefusalCode.STALE,
+    RefusalCode.RELEASE,
+    RefusalCode.UNABLE,
+    RefusalCode.HISTORY,
+    RefusalCode.RESTORED,
+    RefusalCode.NOT_SAMPLED,
+    RefusalCode.BUSY,
+}
 
 
 @pytest.mark.parametrize(("policy", "query", "spent", "code"), REFUSALS, ids=lambda value: str(value)[:40])
@@ -52,7 +63,7 @@ def test_each_bound_refuses_with_its_code(
     with pytest.raises(PolicyRefused) as refusal:
         grant.check(asked(**{"policy_sha256": grant.sha256, **query}), *spent)
     assert refusal.value.code == code
-    assert isinstance(refusal.value, BudgetExhausted) == (code == RefusalCode.BUDGET)
+    assert isinstance(refusal.value, BudgetExhausted) == (code in (RefusalCode.BUDGET, RefusalCode.YEARLY))
 
 
 def test_every_code_is_tested() -> None:
@@ -100,6 +111,9 @@ OTHER: dict[str, Any] = {
     "release_signer": "0" * 64,
     "allow_replayed_noise": True,
     "allow_unprotected": True,
+    "yearly_rho": Fraction(1),
+    "witness_key": "a" * 64,
+    "serial": 1,
 }
 
 
@@ -130,6 +144,11 @@ def test_every_field_changes_the_hash_and_survives_the_file(granted: Grant) -> N
         {"limits": None},
         {"release_signer": "E" * 64},
         {"allow_unprotected": 1},
+        {"yearly_rho": Fraction(5, 2)},
+        {"yearly_rho": 1},
+        {"witness_key": "A" * 64},
+        {"serial": -1},
+        {"serial": True},
     ],
 )
 def test_refused_policies(granted: Grant, changes: dict[str, Any]) -> None:
@@ -147,6 +166,9 @@ def test_refused_policies(granted: Grant, changes: dict[str, Any]) -> None:
         {"budget_rho": "4/2"},
         {"budget_rho": 2},
         {"limits": {}},
+        {"yearly_rho": None},
+        {"serial": 0},
+        {"witness_key": None},
     ],
 )
 def test_bytes_of_no_policy_are_refused(granted: Grant, change: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from privacy.account import Unsent
 from privacy.accounting import epsilon_gdp
 from privacy.audit.standalone import epsilon, main
 from privacy.ledger import Ledger
@@ -49,7 +50,7 @@ def path(tmp_path: Path) -> Path:
         for number, noise in enumerate(("1", "3/2", "2")):
             ledger.reserve(query(number, noise), "a")
         ledger.commit(query(0, "1").event_id("a"))
-        ledger.abort(query(2, "2").event_id("a"), "never sent")
+        ledger.abort(query(2, "2").event_id("a"), Unsent.NOT_STORED)
     return tmp_path / "a.jsonl"
 
 
