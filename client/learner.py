@@ -48,8 +48,8 @@ class TextLearner:
     def round_documents(self, user: str, query: Query) -> list[Cached]:
         """Return the person's documents for this round: at most `own_tokens` of the limits, the next part each round.
 
-        Documents are cut into consecutive parts that fit the limit; round k trains on part k modulo their number. A
-        document over the limit alone is left out.
+        Documents are put into consecutive parts that fit the limit; round k trains on part k modulo their number. A
+        document over the limit alone is read in pieces: left out, it would take most people's whole text with it.
         """
         return [self._prefix(user, e) for e in part_of_round(self._encoded[user], query)]
 
@@ -82,15 +82,34 @@ def part_of_round(documents: Sequence[Encoded], query: Query) -> list[Encoded]:
     limit = query.limits.own_tokens
     parts: list[list[Encoded]] = []
     size = 0
-    for document in documents:
-        if document.own_tokens > limit:
-            continue
+    for document in (piece for whole in documents for piece in pieces(whole, limit)):
         if not parts or size + document.own_tokens > limit:
             parts.append([])
             size = 0
         parts[-1].append(document)
         size += document.own_tokens
     return parts[query.round % len(parts)] if parts else []
+
+
+def pieces(document: Encoded, limit: int) -> list[Encoded]:
+    """Return the document whole, or as consecutive pieces of at most `limit` own tokens where it holds more.
+
+    A piece begins behind the last own token of the piece before it and is read without it; its name tells where it
+    lies. The first token of a piece is never a target, since nothing predicts it there.
+    """
+    if document.own_tokens <= limit:
+        return [document]
+    found, start, end = [], 0, len(document.ids)
+    while start < end:
+        target = document.target[start:].clone()
+        target[:1] = False
+        own = target.nonzero()[:, 0]
+        stop = start + int(own[limit - 1]) + 1 if len(own) > limit else end
+        target = target[: stop - start]
+        if target.any():
+            found.append(Encoded(f"{document.document}[{start}:{stop}]", document.ids[start:stop], target))
+        start = stop
+    return found
 
 
 def flat_cores(layout: AdapterLayout, slots: NDArray[np.float64]) -> list[dict[str, NDArray[np.float32]]]:

@@ -1,13 +1,27 @@
-"""Server steps on private means: arrays in, arrays out, no knowledge of who sent what."""
+"""Server steps on private means: arrays in, arrays out, no knowledge of who sent what.
+
+Each step is `step(weights, velocity, mean) -> (weights, velocity)`: weights float64 [dim], velocity whatever the step
+keeps between rounds, zeros [dim] before the first. All of it is computed from noisy means, so it is free of privacy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privacy.errors import ConfigError
+
+Vector = NDArray[np.float64]
+
+
+class Optimizer(Protocol):
+    """What a campaign needs of a server step."""
+
+    def step(self, weights: Vector, velocity: Vector, mean: Vector) -> tuple[Vector, Vector]:
+        """Return the new weights, float64 [dim], and the new velocity; nothing is changed in place."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +35,51 @@ class FedAvg:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.learning_rate <= 1000 and 0 <= self.momentum < 1):
-            raise ConfigError("server learning rate must be in (0, 1000] and momentum in [0, 1)")
+        _check(self.learning_rate, self.momentum)
 
-    def step(
-        self, weights: NDArray[np.float64], velocity: NDArray[np.float64], mean: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def step(self, weights: Vector, velocity: Vector, mean: Vector) -> tuple[Vector, Vector]:
         """Return the new weights and velocity, float64 [dim] each; nothing is changed in place."""
         velocity = self.momentum * velocity + mean
         return weights + self.learning_rate * velocity, velocity
+
+
+@dataclass(frozen=True)
+class FedAdam:
+    """Adam on the mean (Reddi et al. 2021, arXiv:2003.00295), bias-corrected, length set by `learning_rate`.
+
+        m <- b1 m + (1-b1) mean,  s <- b2 s + (1-b2) mean^2,  w <- w + rate sqrt(dim) u / ||u||,  u = m' / (sqrt(s') + e)
+
+    e is `floor` times the root mean square of s', so that numbers which only hold noise are not blown up. The step's
+    root mean square is `learning_rate` in every round, however short the mean has become. The velocity is
+    [2 dim + 1]: m, s and the number of steps; zeros [dim] before the first.
+    """
+
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    second: float = 0.98
+    floor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.learning_rate, self.momentum)
+        if not (0 <= self.second < 1 and self.floor > 0):
+            raise ConfigError("server second-moment decay must be in [0, 1) and its floor above 0")
+
+    def step(self, weights: Vector, velocity: Vector, mean: Vector) -> tuple[Vector, Vector]:
+        """Return the new weights [dim] and velocity [2 dim + 1]; a zero mean from zero moments moves nothing."""
+        dim = len(weights)
+        if len(velocity) == dim:
+            velocity = np.zeros(2 * dim + 1)
+        first, square, steps = velocity[:dim], velocity[dim:-1], velocity[-1] + 1
+        first = self.momentum * first + (1 - self.momentum) * mean
+        square = self.second * square + (1 - self.second) * mean**2
+        corrected = square / (1 - self.second**steps)
+        scale = np.sqrt(corrected) + self.floor * np.sqrt(corrected.mean())
+        direction = first / (1 - self.momentum**steps) / np.where(scale > 0, scale, 1.0)
+        norm = float(np.linalg.norm(direction))
+        step = self.learning_rate * np.sqrt(dim) * direction / norm if norm > 0 else direction
+        return weights + step, np.concatenate([first, square, [steps]])
+
+
+def _check(learning_rate: float, momentum: float) -> None:
+    if not (0 < learning_rate <= 1000 and 0 <= momentum < 1):
+        raise ConfigError("server learning rate must be in (0, 1000] and momentum in [0, 1)")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.documents import Document, Span
-from client.learner import TextLearner, flat_cores, part_of_round
+from client.learner import TextLearner, flat_cores, part_of_round, pieces
 from client.model import Encoded, LanguageModel
 from client.train import CoreTraining
 from privacy.query import Cohort, Limits, Query
@@ -53,16 +53,35 @@ def encoded(own_tokens: list[int]) -> list[Encoded]:
 
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 80))
-def test_rounds_read_every_document_that_fits_once_and_within_the_limit(sizes: list[int], limit: int) -> None:
+def test_rounds_read_every_document_once_and_within_the_limit(sizes: list[int], limit: int) -> None:
     query, documents = replace(QUERY, limits=Limits(own_tokens=limit, local_steps=1)), encoded(sizes)
-    fitting = [d.document for d in documents if d.own_tokens <= limit]
+    wanted = [piece.document for d in documents for piece in pieces(d, limit)]
     parts: list[list[Encoded]] = []
-    while len([d for part in parts for d in part]) < len(fitting):
+    while len([d for part in parts for d in part]) < len(wanted):
         parts.append(part_of_round(documents, replace(query, round=len(parts))))
         assert parts[-1] and sum(d.own_tokens for d in parts[-1]) <= limit
-    assert [d.document for part in parts for d in part] == fitting
+    assert [d.document for part in parts for d in part] == wanted
     again = part_of_round(documents, replace(query, round=len(parts)))
-    assert again == (parts[0] if parts else [])
+    assert [d.document for d in again] == [d.document for d in (parts[0] if parts else [])]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=90), st.integers(1, 80))
+def test_pieces_hold_every_token_once_and_no_more_targets_than_the_limit(own: list[bool], limit: int) -> None:
+    whole = Encoded("d", torch.arange(len(own)), torch.tensor([False, *own[1:]]))
+    found = pieces(whole, limit)
+    assert all(0 <= piece.own_tokens <= limit for piece in found) and len({p.document for p in found}) == len(found)
+    lost = whole.own_tokens - sum(piece.own_tokens for piece in found)
+    assert 0 <= lost <= max(0, len(own) // limit), "only the first token of a later piece stops being a target"
+    if whole.own_tokens <= limit:
+        assert found == [whole]
+    else:
+        assert all(torch.equal(p.ids, whole.ids[int(p.ids[0]) : int(p.ids[0]) + len(p.ids)]) for p in found)
+
+
+def test_a_long_document_is_trained_on(learner: TextLearner, dialogues: Dialogues) -> None:
+    learner.add("ann", dialogues(4))
+    short = replace(QUERY, limits=Limits(own_tokens=5, local_steps=1))
+    assert learner.update("ann", learner.layout.zero_cores(), short, 5).any()
 
 
 def test_own_tokens_are_counted_over_all_documents(learner: TextLearner, dialogues: Dialogues) -> None:

@@ -1,0 +1,157 @@
+"""One campaign of the search: people in parallel, noise of the mean, server step, score; resumed where it was cut.
+
+    mean = 1/n sum_i min(1, C / ||u_i||) u_i / C + sigma xi,     w, v <- server(w, v, mean)
+
+What a round leaves behind is `updates-K.npy` (unclipped, float16 [n, dim], by person) and one line of `rounds.jsonl`;
+`state.npz` is the state after the last finished round. Clip, noise and the server's step can be tried again on the
+stored updates of a round (`simulation.search.replay`) without training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.model import Cached, LanguageModel
+from server.optimizer import FedAdam, FedAvg, Optimizer
+from simulation.search.local import Precondition, RowCore, local_updates, unit_norms, with_row_cores
+from simulation.search.recipe import Recipe
+from simulation.search.scored import bootstrap, person_nats, relative_gain
+
+Vector = NDArray[np.float64]
+BATCH_PEOPLE = 1  # people side by side; more gains nothing at 256 tokens and pads
+
+
+@dataclass
+class Folder:
+    """A run's files; see the module docstring."""
+
+    path: Path
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the finished rounds' lines."""
+        file = self.path / "rounds.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def keep(self, row: dict[str, Any], updates: Vector, state: dict[str, Vector]) -> None:
+        """Write a round: its updates, then the state, then its line, which makes it count."""
+        np.save(self.path / f"updates-{row['round']}.npy", updates.astype(np.float16))
+        beside = self.path / "state.tmp.npz"
+        np.savez(beside, **{**state, "round": np.array(row["round"])})
+        os.replace(beside, self.path / "state.npz")
+        with (self.path / "rounds.jsonl").open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def state(self) -> dict[str, Vector] | None:
+        """Return the state after the last round that has a line, or None before the first."""
+        file = self.path / "state.npz"
+        if not self.rows() or not file.exists():
+            return None
+        with np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def clipped_mean(updates: Vector, clip: float) -> Vector:
+    """Return the mean of the updates clipped to `clip` and divided by it, so that each has at most norm 1."""
+    norms = np.linalg.norm(updates, axis=1, keepdims=True)
+    return np.asarray((updates / np.maximum(norms, clip)).mean(0))
+
+
+def server_of(recipe: Recipe, number: int) -> Optimizer:
+    """Return the server's step of round `number`; with `decay` its length falls linearly to a fifth of the first."""
+    fall = 1 - 0.8 * number / max(1, recipe.rounds - 1) if recipe.decay else 1.0
+    rate = recipe.server_length * fall
+    if recipe.server == "adam":
+        return FedAdam(rate, recipe.momentum)
+    return FedAvg(rate, recipe.momentum)
+
+
+def run_campaign(
+    recipe: Recipe,
+    folder: Folder,
+    model: LanguageModel,
+    train: Sequence[Sequence[Cached]],
+    select: Sequence[Sequence[Cached]],
+    precondition: Precondition | None = None,
+) -> Vector:
+    """Run what is left of the campaign and return the last cores, float64 [dim]; `model` has the basis attached.
+
+    `train` is everybody who may be asked, `select` whom each round is scored on.
+    """
+    cores = with_row_cores(model)
+    assert model.layout is not None
+    dim = model.layout.dim
+    saved = folder.state()
+    first = len(folder.rows())
+    weights = saved["weights"] if saved else np.zeros(dim)
+    velocity = saved["velocity"] if saved else np.zeros(dim)
+    average = saved["average"] if saved else np.zeros(dim)
+    base = _score(model, np.zeros(dim), select)
+    for number in range(first, recipe.rounds):
+        started = time.process_time()
+        rng = np.random.default_rng([recipe.seed, number])
+        asked = rng.permutation(recipe.people)[: recipe.cohort]
+        updates = _updates(recipe, model, cores, [train[i] for i in asked], weights, precondition)
+        mean = clipped_mean(updates, recipe.clip)
+        sigma = recipe.noise.of_mean(recipe.rounds) if recipe.noise else 0.0
+        noisy = mean + sigma * rng.standard_normal(dim)
+        weights, velocity = server_of(recipe, number).step(weights, velocity, noisy)
+        decay = min(recipe.average, number / (number + 1))
+        average = decay * average + (1 - decay) * weights
+        row = {
+            "round": number,
+            "seconds": time.process_time() - started,
+            "alpha": float(np.linalg.norm(unit_norms(updates).mean(0))),
+            "clip_fraction": float((np.linalg.norm(updates, axis=1) > recipe.clip).mean()),
+            "signal": float(np.linalg.norm(mean)),
+            "noise": sigma * dim**0.5,
+            "norm": float(np.linalg.norm(weights)),
+            "gain": relative_gain(base, _score(model, weights, select)),
+        }
+        if recipe.average:
+            row["gain_average"] = relative_gain(base, _score(model, average, select))
+        folder.keep(row, updates, {"weights": weights, "velocity": velocity, "average": average})
+    return average if recipe.average else weights
+
+
+def report(model: LanguageModel, weights: Vector, people: Sequence[Sequence[Cached]]) -> dict[str, Any]:
+    """Return the gain of `weights` over base on `people`, its interval, and each person's own gain."""
+    base, after = _score(model, np.zeros(len(weights)), people), _score(model, weights, people)
+    low, high = bootstrap(base, after)
+    better = float((after < base).mean())
+    return {
+        "gain": relative_gain(base, after),
+        "low": low,
+        "high": high,
+        "better": better,
+        "by_person": (1 - after / base).round(5).tolist(),
+    }
+
+
+def _score(model: LanguageModel, weights: Vector, people: Sequence[Sequence[Cached]]) -> Vector:
+    assert model.layout is not None
+    model.set_cores(model.layout.unflatten(weights))
+    return person_nats(model, people)[0]
+
+
+def _updates(
+    recipe: Recipe,
+    model: LanguageModel,
+    cores: dict[str, RowCore],
+    people: Sequence[Sequence[Cached]],
+    start: Vector,
+    precondition: Precondition | None,
+) -> Vector:
+    parts = [
+        local_updates(model, cores, people[i : i + BATCH_PEOPLE], start, recipe.local, precondition)
+        for i in range(0, len(people), BATCH_PEOPLE)
+    ]
+    return np.concatenate(parts)

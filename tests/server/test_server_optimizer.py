@@ -1,0 +1,64 @@
+"""Server steps: what each is by hand, what noise does to it, and that nothing is changed in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from privacy.errors import ConfigError
+from server.optimizer import FedAdam, FedAvg, Optimizer
+
+OPTIMIZERS = [FedAvg(), FedAvg(2.5, 0.9), FedAdam(0.01), FedAdam(0.1, 0.0, 0.0, 1e-6)]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_a_step_changes_nothing_in_place_and_keeps_shapes(optimizer: Optimizer) -> None:
+    rng = np.random.default_rng(0)
+    weights, velocity = rng.standard_normal(7), np.zeros(7)
+    for _ in range(3):
+        mean = rng.standard_normal(7)
+        before = weights.copy(), velocity.copy(), mean.copy()
+        after, kept = optimizer.step(weights, velocity, mean)
+        for array, copy in zip((weights, velocity, mean), before, strict=True):
+            np.testing.assert_array_equal(array, copy)
+        assert after.shape == weights.shape and after.dtype == np.float64 and not np.array_equal(after, weights)
+        weights, velocity = after, kept
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_a_zero_mean_from_nothing_moves_nothing(optimizer: Optimizer) -> None:
+    weights = np.arange(5.0)
+    np.testing.assert_array_equal(optimizer.step(weights, np.zeros(5), np.zeros(5))[0], weights)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_means_of_one_direction_lead_down_it(optimizer: Optimizer) -> None:
+    weights, velocity, target = np.zeros(4), np.zeros(4), np.array([1.0, -2.0, 0.5, 0.25])
+    for _ in range(200):
+        weights, velocity = optimizer.step(weights, velocity, 0.02 * (target - weights))
+    assert np.linalg.norm(weights - target) < np.linalg.norm(target) / 2
+
+
+def test_momentum_adds_earlier_means() -> None:
+    first, velocity = FedAvg(2.0, 0.5).step(np.zeros(2), np.zeros(2), np.array([1.0, 0.0]))
+    second, _ = FedAvg(2.0, 0.5).step(first, velocity, np.array([0.0, 1.0]))
+    np.testing.assert_allclose(second, [3.0, 2.0])
+
+
+def test_adam_steps_have_one_length_whatever_the_means() -> None:
+    rng = np.random.default_rng(1)
+    for scale in (1e-6, 1.0, 1e3):
+        weights, _ = FedAdam(0.01).step(np.zeros(400), np.zeros(400), scale * rng.standard_normal(400))
+        assert np.linalg.norm(weights) == pytest.approx(0.01 * 20)
+
+
+def test_adam_does_not_blow_up_numbers_that_hold_less() -> None:
+    mean = np.array([1.0] * 50 + [1e-9] * 50)
+    weights, _ = FedAdam(0.01).step(np.zeros(100), np.zeros(100), mean)
+    assert np.abs(weights[50:]).max() < 1e-6 * weights[:50].min()
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"momentum": 1.0}, {"second": 1.0}, {"floor": 0.0}])
+def test_values_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        FedAdam(**wrong)
