@@ -5,15 +5,17 @@
     refusal = query_sha256 [32] | n u8 | device_id [n] | code u8
 
 Little-endian; m is 64, or 0 between parts of one process. No free text and no slack: every accepted message re-encodes
-to itself. Decoding raises WireError and nothing else.
+to itself. Decoding raises WireError and nothing else. The messages of a private sum, kinds 16 to 20 and 80 to 84, are
+in `privacy.secagg.messages`.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
@@ -21,17 +23,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from privacy.canonical import is_digest, is_name
-from privacy.errors import SignatureInvalid, WireError
+from privacy.errors import SignatureInvalid
 from privacy.frame import Cursor, frame, named, open_frame
 from privacy.frame import require as _require
+from privacy.secagg import messages
 
 ANSWER: Final = 1
 REFUSAL: Final = 2
 MAX_DIM: Final = 2**24
 MAX_BYTES: Final = 4 * MAX_DIM + 256
+MAX_REQUEST_BYTES: Final = 2**22
 SIGNATURE_BYTES: Final = 64
 NO_HEAD: Final = "0" * 64
 _SIGNED: Final = b"confide/answer/1\x00"
+_T = TypeVar("_T")
 
 
 class RefusalCode(StrEnum):
@@ -54,6 +59,8 @@ class RefusalCode(StrEnum):
     STALE = "query.stale"
     RELEASE = "release.unknown"
     UNABLE = "device.unable"
+    DIRECTORY = "directory.other"
+    SUM = "sum.refused"
 
 
 _CODES: Final = tuple(RefusalCode)
@@ -128,18 +135,24 @@ class Refusal:
         )
 
 
-Message = Answer | Refusal
+Message = Answer | Refusal | messages.FromDevice
+Request = messages.FromServer
 
 
 def decode(data: bytes) -> Message:
-    """Return the message that `data` encodes; `decode(data).encode() == data`. Raises WireError for all other bytes."""
-    kind, cursor = open_frame(data, MAX_BYTES)
-    if kind == ANSWER:
-        message: Message = _answer(cursor)
-    elif kind == REFUSAL:
-        message = _refusal(cursor)
-    else:
-        raise WireError("a message of unknown kind")
+    """Return the message of a device that `data` encodes; `decode(data).encode() == data`. Else raises WireError."""
+    return _decode(data, MAX_BYTES, _FROM_DEVICE)
+
+
+def decode_request(data: bytes) -> Request:
+    """Return the request of a server (kinds from 64) that `data` encodes; it re-encodes to `data`. Else WireError."""
+    return _decode(data, MAX_REQUEST_BYTES, _FROM_SERVER)
+
+
+def _decode(data: bytes, limit: int, table: Mapping[int, Callable[[Cursor], _T]]) -> _T:
+    kind, cursor = open_frame(data, limit)
+    _require(kind in table, "a message of unknown kind")
+    message = table[kind](cursor)
     cursor.end()
     return message
 
@@ -157,3 +170,12 @@ def _refusal(cursor: Cursor) -> Refusal:
     query_sha256, device_id, index = cursor.digest(), cursor.name(), cursor.byte()
     _require(index < len(_CODES), "a refusal code is not on the list")
     return Refusal(query_sha256, device_id, _CODES[index])
+
+
+# What each kind is read by. A kind that is not here does not exist.
+_FROM_DEVICE: Final[Mapping[int, Callable[[Cursor], Message]]] = {
+    ANSWER: _answer,
+    REFUSAL: _refusal,
+    **messages.DEVICE_KINDS,
+}
+_FROM_SERVER: Final[Mapping[int, Callable[[Cursor], Request]]] = {**messages.SERVER_KINDS}

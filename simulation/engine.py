@@ -24,7 +24,7 @@ from privacy.errors import CohortTooSmall, ConfideError, ConfigError
 from privacy.ledger import Ledger
 from privacy.policy import Policy
 from privacy.query import Limits, Query
-from privacy.wire import Answer, RefusalCode, decode
+from privacy.wire import Answer, Refusal, RefusalCode, decode
 from server.campaign import Asked, Campaign, CampaignPlan
 from server.optimizer import FedAvg
 from simulation.config import RunConfig
@@ -162,7 +162,7 @@ def _collect(federation: Federation, asked: Asked, label: str) -> tuple[dict[str
             message = decode(data)
             if isinstance(message, Answer):
                 answers[user] = message
-            else:
+            elif isinstance(message, Refusal):
                 refused[user] = message.code
             step()
 
