@@ -21,16 +21,20 @@ from numpy.typing import NDArray
 from privacy.adapter import AdapterLayout, Cores, state_sha256
 from privacy.answer import make_answer, slotted_update
 from privacy.canonical import sha256_hex
+from privacy.directory import Directory
 from privacy.errors import PolicyRefused
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
 from privacy.policy import Policy
 from privacy.query import Query
+from privacy.secagg.device import SumDevice
+from privacy.secagg.journal import MASKED, FileJournal, Journal
 from privacy.session import Hello
 from privacy.wire import Answer, Refusal, RefusalCode, decode
 
 logger = logging.getLogger(__name__)
+Part = Callable[[bytes], bytes]  # a device's part in one sum: the frame of a stage in, its answer out
 
 
 class Learner(Protocol):
@@ -59,9 +63,12 @@ class Device:
         signing_key: Ed25519PrivateKey,
         noise_key: bytes,
         learner: Learner | None,
+        directory: Directory | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
         self.learner = learner
+        self.directory, self._journal = directory, journal or FileJournal(home)
         self._key, self._noise_key = signing_key, noise_key
         self._books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
 
@@ -107,6 +114,43 @@ class Device:
         except Exception as error:  # noqa: BLE001 - an error's text may hold the person's; its kind is all that is kept
             logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
             return self.refuse(query_sha256, RefusalCode.UNABLE)
+
+    def part(self, query_bytes: bytes, slots: Sequence[Cores]) -> Part:
+        """Return the device's part in the sum of a query, after training for it; a part only ever refuses if it must.
+
+        Transport `masked`: the vector exists in this process alone and leaves it under masks. In the clear the part is
+        one answer, stored before it is handed over. No exception leaves, as in `answer`.
+        """
+        query_sha256 = sha256_hex(query_bytes)
+        try:
+            query = Query.from_bytes(query_bytes)
+            if query.transport == "masked":
+                return self._masked_part(query, slots)
+            data = self._answer(query, slots)
+        except PolicyRefused as refused:
+            data = self.refuse(query_sha256, RefusalCode(refused.code))
+        except Exception as error:  # noqa: BLE001 - as in `answer`
+            logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
+            data = self.refuse(query_sha256, RefusalCode.UNABLE)
+        return lambda _frame: data
+
+    def _masked_part(self, query: Query, slots: Sequence[Cores]) -> Part:
+        event = query.event_id(self.device_id)
+        if self.directory is None:
+            raise PolicyRefused(RefusalCode.DIRECTORY)
+        if self._journal.load(event):
+            raise PolicyRefused(RefusalCode.STALE)  # it restarted inside this sum: its keys are gone, so it is out
+        with self._books:
+            self._permit(query, event, slots)
+            self.ledger.reserve(query, self.device_id)
+        update = self._local_update(query, event, slots)
+        vector = make_answer(update, query, self.device_id, self._noise_key).vector
+        journal = _Committing(self._journal, self._commit)
+        return SumDevice(query, self.device_id, self.directory, self._key, vector, self.ledger.head, journal).reply
+
+    def _commit(self, event: bytes) -> None:
+        with self._books:
+            self.ledger.commit(event)
 
     def _stored(self, event: bytes) -> Path:
         return self.home / f"{event.hex()}.answer"
@@ -157,6 +201,21 @@ class Device:
         return slotted_update(learner.update(self.device_id, slots[slot], query, seed), query, slot)
 
 
+class _Committing:
+    """A journal that also notes in the ledger that a masked vector was made: it is on the disk then, and has not left."""
+
+    def __init__(self, journal: Journal, commit: Callable[[bytes], None]) -> None:
+        self._journal, self._commit = journal, commit
+
+    def load(self, event: bytes) -> dict[str, bytes]:
+        return self._journal.load(event)
+
+    def store(self, event: bytes, step: str, data: bytes) -> None:
+        self._journal.store(event, step, data)
+        if step == MASKED:
+            self._commit(event)
+
+
 def batches_event(event: bytes) -> bytes:
     """Return the name under which an event's Poisson batches are drawn: the same key, never the noise's own stream."""
     return bytes.fromhex(sha256_hex(b"confide/batches/1\x00" + event))
@@ -170,12 +229,15 @@ def open_devices(
     noise_key_of: Callable[[str], bytes],
     learner: Learner,
     answers: Path,
+    directory: Directory | None = None,
+    new_journal: Callable[[Path], Journal] = FileJournal,
 ) -> dict[str, Device]:
-    """Return a device for each user, ledgers open in `folder`, kept answers under `answers`."""
+    """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`."""
     devices = {}
     for user in users:
         ledger = Ledger(folder / f"{user}.jsonl", keys[user], {"federation": policy.federation, "owner": user})
         home = answers / user
         home.mkdir(parents=True, exist_ok=True)
-        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key_of(user), learner)
+        noise_key, journal = noise_key_of(user), new_journal(home)
+        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key, learner, directory, journal)
     return devices

@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 
 from privacy.wire import MAX_BYTES, decode, decode_request
 
-ACTIONS = ("release", "fit", "answer", "advertise", "share", "masked", "confirm", "unmask")
+ACTIONS = ("release", "fit", "answer", "advertise", "shares", "mask", "confirm", "unmask")
 PREAMBLE = b"confide-relay/1\n"
 PATIENCE_S = 120.0
 NOTHING = b""

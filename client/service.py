@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from client.agent import Device
+from client.agent import Device, Part
 from client.deliveries import Deliveries
 from privacy.adapter import Cores
 from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError, WireError
 from privacy.query import Query
-from privacy.session import Accepted, Collection, Delivery, Greeting, Received, Training, digest_of
+from privacy.secagg.messages import FromServer
+from privacy.session import Accepted, Delivery, Greeting, Received, Training, digest_of
 from privacy.wire import RefusalCode, decode_request
 
 logger = logging.getLogger(__name__)
@@ -30,16 +31,16 @@ KEPT_JOBS = 64
 
 @dataclass
 class Job:
-    """One accepted query of one device: what to run, and the answer's bytes once it has run."""
+    """One accepted query of one device: what to run, and what answers the stages of the sum once it has run."""
 
-    run: Callable[[], bytes]
+    run: Callable[[], Part]
     accepted_s: float
-    answer: bytes = NOTHING
+    part: Part | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
     def finish(self) -> None:
-        """Run it; `Device.answer` never raises."""
-        self.answer = self.run()
+        """Run it; `Device.part` never raises."""
+        self.part = self.run()
         self.done.set()
 
 
@@ -115,8 +116,7 @@ class AgentService:
                 return self._delivered(place, request)
             if isinstance(request, Training):
                 return self._training(place, request)
-            assert isinstance(request, Collection)
-            return self._collected(place, request)
+            return self._stage(place, request, data)
         except ConfideError as error:
             logger.warning("a request was dropped: %s", type(error).__name__)
         except Exception as error:  # noqa: BLE001 - an error's text may hold a person's; its kind is all that is kept
@@ -137,14 +137,14 @@ class AgentService:
                 refused = device.refusal(query_bytes, slots)
                 if refused is not None:
                     return refused
-                job = Job(lambda: device.answer(query_bytes, slots or []), self._clock())
+                job = Job(lambda: device.part(query_bytes, slots or []), self._clock())
                 self._jobs[place, query_sha256] = job
                 self._forget_old(place)
                 self._worker.put(job)
         return Accepted(query_sha256, device.device_id).encode()
 
-    def _collected(self, place: int, request: Collection) -> bytes:
-        """Return the answer, or a refusal: not ready, or a query that this process never accepted."""
+    def _stage(self, place: int, request: FromServer, data: bytes) -> bytes:
+        """Return the answer to a stage of the sum, or a refusal: not ready, or a query this process never accepted."""
         device, job = self.devices[place], self._jobs.get((place, request.query_sha256))
         if job is None:
             return device.refuse(request.query_sha256, RefusalCode.STALE)
@@ -152,7 +152,8 @@ class AgentService:
             job.finish()
         if self._clock() < job.accepted_s + self._pace.hold_s or not job.done.wait(self._pace.patience_s):
             return device.refuse(request.query_sha256, RefusalCode.BUSY)
-        return job.answer
+        assert job.part is not None
+        return job.part(data)
 
     def _slots(self, query_bytes: bytes) -> list[Cores] | None:
         try:

@@ -8,6 +8,7 @@
     ├── LedgerError           a ledger that is torn, forked, out of order or written twice
     ├── SignatureInvalid      one opaque error for every failed verification
     ├── CohortTooSmall        fewer survivors than the query promised
+    ├── SumInvalid            a masked sum whose masks cannot be removed beyond doubt
     ├── ReleaseInvalid        a release whose files, hashes or claims do not agree
     ├── ModelError            a model or adapter that does not fit
     ├── ExportRefused         an own adapter that may not leave its device
@@ -54,6 +55,10 @@ class SignatureInvalid(ConfideError):
 
 class CohortTooSmall(ConfideError):
     """Fewer survivors than the query promised: the sum is not released."""
+
+
+class SumInvalid(ConfideError):
+    """A masked sum whose masks cannot be removed beyond doubt: somebody's shares are false. Nothing is released."""
 
 
 class ReleaseInvalid(ConfideError):

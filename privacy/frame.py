@@ -67,6 +67,12 @@ class Cursor:
         require(raw.isascii() and is_name(raw.decode("ascii")), "device_id is not a name")
         return raw.decode("ascii")
 
+    def view(self, number: int) -> memoryview:
+        """Return the next `number` bytes without copying them: for a vector, which may be most of a message."""
+        require(number <= self.left(), "a message ends too early")
+        self._at += number
+        return memoryview(self._data)[self._at - number : self._at]
+
     def left(self) -> int:
         """Return how many bytes are left."""
         return len(self._data) - self._at

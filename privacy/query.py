@@ -21,12 +21,14 @@ from privacy.errors import ConfigError, WireError
 
 PROTOCOL: Final = "confide-query/1"
 PURPOSES: Final = ("train.global", "train.persona")
-TRANSPORTS: Final = ("ideal", "off")
+TRANSPORTS: Final = ("masked", "ideal", "off")
 RING_LIMIT: Final = 2**31 - 1
 NOISE_TAIL: Final = 12  # kappa: deviations of the sum's noise that fit in the ring beside the signal
 MIN_SIGMA: Final = 10  # below, a sum of discrete Gaussians is not close enough to one (see `Query.rho`)
 MAX_DIM: Final = 2**24
 MAX_INVITED: Final = 2**20
+MAX_MASKED: Final = 2**14  # devices in one masked sum
+NO_DIRECTORY: Final = "0" * 64  # a sum in the clear may name no directory of keys
 MAX_BYTES: Final = 8192
 _FRACTION = re.compile(r"(0|[1-9][0-9]{0,17})/([1-9][0-9]{0,17})")
 
@@ -77,8 +79,10 @@ class Query:
     """One question of a campaign: layout, clip, noise, cohort and all it depends on.
 
     The answer is a vector [dim] = [slot_1 | ... | slot_K | K weights], clipped as a whole to `clip_norm`. With one slot
-    there is no weight. Transport `ideal` adds each device's noise and sums in the clear: whoever sums sees every single
-    answer, at that device's own noise (`privacy.accounting.sybil_rho`). `off` adds no noise at all. Raises ConfigError.
+    there is no weight. Transport `masked` is the private sum (`privacy.secagg`): whoever adds learns the sum alone, and
+    `directory_sha256` pins the keys of who may take part. `ideal` adds each device's noise and sums in the clear:
+    whoever sums sees every single answer, at that device's own noise (`privacy.accounting.sybil_rho`). `off` adds no
+    noise at all. Raises ConfigError.
     """
 
     federation: str
@@ -98,20 +102,24 @@ class Query:
     ledger_head: str
     objective: str
     limits: Limits
+    directory_sha256: str = NO_DIRECTORY
     replayed_noise: bool = False
 
     def __post_init__(self) -> None:
         for name in ("federation", "campaign", "objective"):
             _require(is_name(getattr(self, name)), name, getattr(self, name))
-        for name in ("release_sha256", "basis_sha256", "policy_sha256", "ledger_head"):
+        for name in ("release_sha256", "basis_sha256", "policy_sha256", "ledger_head", "directory_sha256"):
             _require(is_digest(getattr(self, name)), name, getattr(self, name))
         for name, least in (("round", 0), ("attempt", 0), ("slots", 1), ("slot_dim", 1)):
             value = getattr(self, name)
             _require(type(value) is int and least <= value <= MAX_DIM, name, value)
         _require(isinstance(self.cohort, Cohort) and isinstance(self.limits, Limits), "cohort or limits", None)
         _require(self.purpose in PURPOSES, "purpose", self.purpose)
-        _require(self.transport in TRANSPORTS, "transport (`masked` is reserved)", self.transport)
+        _require(self.transport in TRANSPORTS, "transport", self.transport)
         _require(type(self.replayed_noise) is bool, "replayed_noise", self.replayed_noise)
+        if self.transport == "masked":
+            _require(self.directory_sha256 != NO_DIRECTORY, "directory_sha256", self.directory_sha256)
+            _require(2 <= self.cohort.invited <= MAX_MASKED, "cohort.invited (masked)", self.cohort.invited)
         self._check_mechanism()
 
     def _check_mechanism(self) -> None:
@@ -219,15 +227,15 @@ class Query:
 
     @cached_property
     def mechanism_sha256(self) -> str:
-        """Return the SHA-256 over all that shapes an answer: every field but `ledger_head` and `policy_sha256`.
+        """Return the SHA-256 over all that shapes an answer: not `ledger_head`, `policy_sha256`, `directory_sha256`.
 
-        Those two name keys and times of one run. Without them a campaign replayed from the same noise key has the same
-        noise, bit for bit; and a device whose ledger was rolled back gives the same answer again, not a second one, as
-        long as its update is the same.
+        Those three name keys and times of one run. Without them a campaign replayed from the same noise key has the
+        same noise, bit for bit; and a device whose ledger was rolled back gives the same answer again, not a second
+        one, as long as its update is the same.
         """
         fields = parse_canonical(self.to_bytes())
         assert isinstance(fields, dict)
-        del fields["ledger_head"], fields["policy_sha256"]
+        del fields["ledger_head"], fields["policy_sha256"], fields["directory_sha256"]
         return sha256_hex(canonical_json(fields))
 
     def event_id(self, device_id: str) -> bytes:

@@ -1,12 +1,12 @@
-"""The messages around a sum: who is there, what everybody is given, the word to train, the word to hand over.
+"""The messages around a sum: who is there, what everybody is given, the word to train.
 
     server                                   device
     greeting   nonce, hashes on offer   ->   hello      its name, which of them it holds, signed
     delivery   what it lacks            ->   received   hash of what arrived
     training   the query                ->   accepted   at once, before anything is computed; or a refusal
-    collection the query's hash         ->   answer     or a refusal; `answer.not-ready` while it still trains
 
-Byte by byte in PROTOCOL.md, section 6. What is offered and delivered is the same for everybody.
+The stages of the sum follow (`privacy.secagg.messages`). Byte by byte in PROTOCOL.md, section 6. What is offered and
+delivered is the same for everybody.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ ACCEPTED: Final = 5
 GREETING: Final = 64
 DELIVERY: Final = 65
 TRAINING: Final = 66
-COLLECTION: Final = 67
 
 MAX_OFFERED: Final = 16
 MAX_DELIVERY_BYTES: Final = 128 * 2**20
@@ -157,20 +156,6 @@ class Training:
         return frame(TRAINING, self.query_bytes)
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The server asks for the answer to a query that a device accepted."""
-
-    query_sha256: str
-
-    def __post_init__(self) -> None:
-        require(is_digest(self.query_sha256), "a hash is not 64 hexadecimal digits")
-
-    def encode(self) -> bytes:
-        """Return the frame."""
-        return frame(COLLECTION, bytes.fromhex(self.query_sha256))
-
-
 @dataclass(frozen=True, eq=False)
 class Start:
     """The adapters that a round starts from: float32 [slots, dim], signed by the federation's release key.
@@ -267,11 +252,6 @@ def read_training(cursor: Cursor) -> Training:
     """Return the word to train at the cursor."""
     require(cursor.left() <= MAX_QUERY_BYTES, "a query that is too long")
     return Training(cursor.take(cursor.left()))
-
-
-def read_collection(cursor: Cursor) -> Collection:
-    """Return the word to hand over at the cursor."""
-    return Collection(cursor.digest())
 
 
 def _hello_text(device_id: str, held: int, node_id: int, nonce: str) -> bytes:

@@ -5,7 +5,8 @@
     refusal = query_sha256 [32] | n u8 | device_id [n] | code u8
 
 Little-endian; m is 64, or 0 between parts of one process. No free text and no slack: every accepted message re-encodes
-to itself. Decoding raises WireError and nothing else.
+to itself. Decoding raises WireError and nothing else. The messages of a private sum, kinds 16 to 20 and 80 to 84, are
+in `privacy.secagg.messages`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
@@ -25,9 +26,9 @@ from privacy.canonical import is_digest, is_name
 from privacy.errors import SignatureInvalid
 from privacy.frame import Cursor, frame, named, open_frame
 from privacy.frame import require as _require
+from privacy.secagg import messages
 from privacy.session import (
     ACCEPTED,
-    COLLECTION,
     DELIVERY,
     GREETING,
     HELLO,
@@ -35,14 +36,12 @@ from privacy.session import (
     RECEIVED,
     TRAINING,
     Accepted,
-    Collection,
     Delivery,
     Greeting,
     Hello,
     Received,
     Training,
     read_accepted,
-    read_collection,
     read_delivery,
     read_greeting,
     read_hello,
@@ -58,6 +57,7 @@ MAX_REQUEST_BYTES: Final = MAX_DELIVERY_BYTES + 4096
 SIGNATURE_BYTES: Final = 64
 NO_HEAD: Final = "0" * 64
 _SIGNED: Final = b"confide/answer/1\x00"
+_T = TypeVar("_T")
 
 
 class RefusalCode(StrEnum):
@@ -85,6 +85,8 @@ class RefusalCode(StrEnum):
     HISTORY = "federation.history"
     RESTORED = "device.restored"
     NOT_SAMPLED = "sampling.not-drawn"
+    DIRECTORY = "directory.other"
+    SUM = "sum.refused"
 
 
 _CODES: Final = tuple(RefusalCode)
@@ -159,26 +161,26 @@ class Refusal:
         )
 
 
-Message = Answer | Refusal | Hello | Received | Accepted
-Request = Greeting | Delivery | Training | Collection
+Message = Answer | Refusal | Hello | Received | Accepted | messages.FromDevice
+Request = Greeting | Delivery | Training | messages.FromServer
 
 
 def decode(data: bytes) -> Message:
-    """Return the message that `data` encodes; `decode(data).encode() == data`. Raises WireError for all other bytes."""
-    kind, cursor = open_frame(data, MAX_BYTES)
-    _require(kind in _FROM_DEVICE, "a message of unknown kind")
-    message = _FROM_DEVICE[kind](cursor)
-    cursor.end()
-    return message
+    """Return the message of a device that `data` encodes; `decode(data).encode() == data`. Else raises WireError."""
+    return _decode(data, MAX_BYTES, _FROM_DEVICE)
 
 
 def decode_request(data: bytes) -> Request:
-    """Return what a server asks in `data`; encodes to `data` again. Raises WireError for all other bytes."""
-    kind, cursor = open_frame(data, MAX_REQUEST_BYTES)
-    _require(kind in _FROM_SERVER, "a request of unknown kind")
-    request = _FROM_SERVER[kind](cursor)
+    """Return the request of a server (kinds from 64) that `data` encodes; it re-encodes to `data`. Else WireError."""
+    return _decode(data, MAX_REQUEST_BYTES, _FROM_SERVER)
+
+
+def _decode(data: bytes, limit: int, table: Mapping[int, Callable[[Cursor], _T]]) -> _T:
+    kind, cursor = open_frame(data, limit)
+    _require(kind in table, "a message of unknown kind")
+    message = table[kind](cursor)
     cursor.end()
-    return request
+    return message
 
 
 def _answer(cursor: Cursor) -> Answer:
@@ -196,17 +198,18 @@ def _refusal(cursor: Cursor) -> Refusal:
     return Refusal(query_sha256, device_id, _CODES[index])
 
 
-# Every message that leaves a device, and every one that a device reads: there are no others.
+# What each kind is read by. A kind that is not here does not exist.
 _FROM_DEVICE: Final[Mapping[int, Callable[[Cursor], Message]]] = {
     ANSWER: _answer,
     REFUSAL: _refusal,
     HELLO: read_hello,
     RECEIVED: read_received,
     ACCEPTED: read_accepted,
+    **messages.DEVICE_KINDS,
 }
 _FROM_SERVER: Final[Mapping[int, Callable[[Cursor], Request]]] = {
     GREETING: read_greeting,
     DELIVERY: read_delivery,
     TRAINING: read_training,
-    COLLECTION: read_collection,
+    **messages.SERVER_KINDS,
 }

@@ -28,7 +28,7 @@ from privacy.errors import CohortTooSmall, ConfigError, LedgerError, SignatureIn
 from privacy.files import write_atomic
 from privacy.fixedpoint import decode_mean
 from privacy.ledger import Ledger
-from privacy.query import Cohort, Limits, Query
+from privacy.query import NO_DIRECTORY, Cohort, Limits, Query
 from privacy.wire import Answer
 from server.optimizer import FedAvg
 
@@ -56,6 +56,7 @@ class CampaignPlan:
     basis_sha256: str
     policy_sha256: str
     seed: int
+    directory_sha256: str = NO_DIRECTORY
     persona_start: float = 0.02
     persona_floor: int = 16
     replayed_noise: bool = False
@@ -250,6 +251,7 @@ class Campaign:
             release_sha256=self._release_hash(slots),
             basis_sha256=plan.basis_sha256,
             policy_sha256=plan.policy_sha256,
+            directory_sha256=plan.directory_sha256,
             ledger_head=self.ledger.head,
             objective="next-token",
             limits=plan.limits,

@@ -9,6 +9,7 @@ stages there are is the sum's (`privacy.secagg`).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.canonical import sha256_hex
-from privacy.errors import CohortTooSmall, ConfideError, WireError
+from privacy.errors import CohortTooSmall, ConfideError, SumInvalid, WireError
 from privacy.query import Query
 from privacy.secagg.clear import ClearSum
+from privacy.secagg.server import SumServer
 from privacy.session import Accepted, Delivery, Received, Start, Training, basis_item, digest_of
 from privacy.wire import Message, Refusal, RefusalCode, decode
 from server.campaign import Asked, Campaign, RoundSum
@@ -35,6 +37,9 @@ HINTS: Mapping[str, str] = {
 
 
 Done = Callable[[str, bytes], None]
+
+
+HANDED_OVER = ("answer", "mask")  # the stage at which a device's vector leaves it
 
 
 class Courier(Protocol):
@@ -133,7 +138,7 @@ class Rounds:
             asked, started = self.campaign.ask(), time.monotonic()
             try:
                 result = self._sum(asked, started)
-            except CohortTooSmall as error:
+            except (CohortTooSmall, SumInvalid) as error:
                 self.campaign.lose(asked)
                 self.watch.lost(asked, str(error))
             else:
@@ -146,7 +151,7 @@ class Rounds:
         answering = accepted
         while not machine.finished:
             answering = self._stage(asked, machine, answering)
-            if machine.stage in ("answer", "masked"):
+            if machine.stage in HANDED_OVER:
                 self.watch.closed(asked, sorted(answering), time.monotonic() - started)
             machine.advance()
         return machine
@@ -188,7 +193,7 @@ class Rounds:
         name, arrived, refused = machine.stage, set[str](), dict[str, str]()
         requests = {device: frame for device, frame in machine.requests().items() if device in answering}
         waiting = requests
-        lost = self.dropped(asked) if name in ("answer", "masked") else frozenset()
+        lost = self.dropped(asked) if name in HANDED_OVER else frozenset()
         until = time.monotonic() + self.deadlines.training
         self.watch.stage(asked, name, len(waiting))
         while waiting:
@@ -231,6 +236,8 @@ class Rounds:
 
 def sum_for(asked: Asked, campaign: Campaign) -> PrivateSum:
     """Return the sum of a round's transport, ready for its first stage."""
+    if asked.query.transport == "masked":
+        return SumServer(asked.query, asked.invited, campaign.keys, threads=os.cpu_count() or 1)
     return ClearSum(asked.query, asked.invited, campaign.keys)
 
 

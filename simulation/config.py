@@ -17,7 +17,7 @@ from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError
 
 KINDS = ("core", "svd")
-TRANSPORTS = ("ideal", "off")
+TRANSPORTS = ("masked", "ideal", "off")
 ENGINES = ("flower", "local")
 LEAST = {
     "max_people": 1,
@@ -77,7 +77,7 @@ class PrivacyConfig:
     noise_multiplier: float | None = None
     epsilon: float | None = None
     delta: float = 1e-6
-    transport: str = "ideal"
+    transport: str = "masked"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _choice("adapter.kind", self.adapter.kind, KINDS)
-        _choice("privacy.transport (masked comes with secure aggregation)", self.privacy.transport, TRANSPORTS)
+        _choice("privacy.transport", self.privacy.transport, TRANSPORTS)
         _choice("engine", self.engine, ENGINES)
         for key, least in LEAST.items():
             value = self.value(key)

@@ -159,7 +159,9 @@ def policy_of(config: RunConfig, basis: Basis, cohort: int, signer: str, replaye
     )
 
 
-def plan_of(config: RunConfig, basis: Basis, cohort: int, policy: Policy, replayed: bool) -> CampaignPlan:
+def plan_of(
+    config: RunConfig, basis: Basis, cohort: int, policy: Policy, replayed: bool, directory_sha256: str
+) -> CampaignPlan:
     """Return the campaign's plan from its configuration."""
     return CampaignPlan(
         federation=config.federation,
@@ -176,6 +178,7 @@ def plan_of(config: RunConfig, basis: Basis, cohort: int, policy: Policy, replay
         basis_sha256=basis.sha256,
         policy_sha256=policy.sha256,
         seed=config.seed,
+        directory_sha256=directory_sha256,
         replayed_noise=replayed,
     )
 

@@ -27,7 +27,7 @@ from simulation.quiet import quiet_libraries
 class HostSettings:
     """What a host needs to begin: paths, people, the signed policy with its root key, device keys, the noise root.
 
-    `number` is the host's own among the W hosts of a run.
+    `number` is the host's own among the W hosts of a run; `directory_file` is empty where nobody is a device.
     """
 
     config: RunConfig
@@ -40,6 +40,7 @@ class HostSettings:
     noise_root: bytes
     run_folder: str
     number: int = 0
+    directory_file: bytes = b""
 
 
 def host_main(connection: Connection, alive: Connection, settings: HostSettings) -> None:

@@ -160,7 +160,7 @@ def server_home(setting: Setting) -> ServerHome:
     config = setting.config
     home = ServerHome(
         setting.folder.path,
-        plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed),
+        plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed, setting.directory.sha256),
         ReleaseOf(config.model, model_sha256(setting.model_path)),
         Deadlines(stage=PATIENT_S, training=PATIENT_S),
         simulated=True,

@@ -37,6 +37,7 @@ class RunFolder:
         self.path = path
         self.ledgers = path / "ledger"
         self.policy_file = self.ledgers / "policy.json"
+        self.directory_file = self.ledgers / "directory.json"
         self.release = path / "release"
         self.checkpoints = path / "checkpoints"
         self.basis_file = self.checkpoints / "basis.safetensors"

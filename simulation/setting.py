@@ -12,6 +12,7 @@ import numpy as np
 from client.base_model import base_model_path
 from client.documents import Person
 from privacy.adapter import Basis
+from privacy.directory import Directory, signed_directory
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.plan import Campaign as Planned
@@ -41,6 +42,12 @@ class Setting:
     secrets: RunSecrets
     policy: Policy
     replayed: bool
+
+    @property
+    def directory(self) -> Directory:
+        """Return who takes part, with their keys."""
+        keys = {user: key.public_key() for user, key in self.secrets.devices.items()}
+        return Directory.of_keys(self.config.federation, keys)
 
     @property
     def users(self) -> list[str]:
@@ -119,6 +126,7 @@ def federation_ledger(setting: Setting) -> Ledger:
     ledger = Ledger(setting.folder.ledgers / "federation.jsonl", setting.secrets.federation, genesis)
     if not any(entry.kind == "POLICY" for entry in ledger.entries()):
         ledger.append("POLICY", {"policy_sha256": setting.policy.sha256})
+    write_atomic(setting.folder.directory_file, signed_directory(setting.directory, setting.secrets.federation))
     return ledger
 
 
@@ -150,6 +158,7 @@ def _host(setting: Setting, number: int, people: Sequence[Person]) -> HostSettin
         basis_file=str(folder.basis_file),
         people=tuple(people),
         policy_file=folder.policy_file.read_bytes(),
+        directory_file=signed_directory(setting.directory, setting.secrets.federation),
         root_key=setting.secrets.federation.public_key().public_bytes_raw(),
         device_keys={p.user: keys[p.user].private_bytes_raw() for p in people if p.user in keys},
         noise_root=setting.secrets.noise_root,

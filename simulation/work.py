@@ -26,12 +26,14 @@ from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
 from privacy.answer import make_answer, slotted_update
 from privacy.canonical import sha256_hex
+from privacy.directory import open_directory
 from privacy.errors import ModelError
 from privacy.files import write_atomic
 from privacy.noise import KeyStream, device_noise_key
 from privacy.policy import open_policy
 from privacy.query import Query
 from privacy.record import RecordCharge
+from privacy.secagg.journal import MemoryJournal
 from simulation.host import HostSettings
 
 Vector = NDArray[np.float64]
@@ -99,7 +101,9 @@ class HostWork:
         updates = self.folder / "checkpoints" / "updates"
         twice = config.compare_without_noise and config.privacy.transport != "off"
         self.learner = ObservedLearner(updates, self.model, training, local.max_document_tokens, every_round=twice)
-        policy = open_policy(settings.policy_file, Ed25519PublicKey.from_public_bytes(settings.root_key))
+        root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)
+        policy = open_policy(settings.policy_file, root_key)
+        directory = open_directory(settings.directory_file, root_key) if settings.directory_file else None
         if basis.sha256 != policy.basis_sha256:
             raise ModelError("the basis in this process is not the one that the policy names")
         keys = {user: Ed25519PrivateKey.from_private_bytes(raw) for user, raw in settings.device_keys.items()}
@@ -111,6 +115,8 @@ class HostWork:
             lambda user: device_noise_key(settings.noise_root, user),
             self.learner,
             self.folder / "checkpoints" / "answers",
+            directory,
+            lambda _: MemoryJournal(),  # nothing leaves this machine: what a crash cut off is asked again as it was
         )
         self.lock = threading.RLock()
         self._basis, self._policy, self._number = basis, policy, settings.number

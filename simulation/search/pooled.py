@@ -1,6 +1,6 @@
 """The central reference: one adapter that sees everybody's text, in the clear, with AdamW and no clip.
 
-    one pass over the train slice's documents, `batch` documents a step, rate warmed up and decayed linearly
+one pass over the train slice's documents, `batch` documents a step, rate warmed up and decayed linearly
 """
 
 from __future__ import annotations

@@ -36,8 +36,10 @@ OTHER: dict[str, object] = {
     "ledger_head": "d" * 64,
     "objective": "other-lm",
     "limits": Limits(512, 3),
+    "directory_sha256": "d" * 64,
     "replayed_noise": True,
 }
+UNSHAPING = ("ledger_head", "policy_sha256", "directory_sha256")
 
 
 @pytest.mark.parametrize(("invited", "honest"), [(10, 6), (30, 18), (50, 29), (100, 57), (500, 284), (1000, 567)])
@@ -127,6 +129,9 @@ def test_off_needs_no_noise_but_ideal_does(asked: Ask) -> None:
         {"limits": None},
         {"transport": "masked"},
         {"transport": "Ideal"},
+        {"transport": "masked", "directory_sha256": "d" * 64, "cohort": Cohort(1)},
+        {"transport": "masked", "directory_sha256": "d" * 64, "cohort": Cohort(2**14 + 1)},
+        {"directory_sha256": "D" * 64},
         {"release_sha256": "A" * 64},
         {"ledger_head": ""},
         {"replayed_noise": 1},
@@ -149,12 +154,12 @@ def test_every_field_changes_hash_and_event(asked: Ask) -> None:
     assert set(OTHER) == {field.name for field in fields(Query)}
     variants = [asked(), *(asked(**{name: value}) for name, value in OTHER.items())]
     assert len({query.sha256 for query in variants}) == len(variants)
-    shaping = [asked(), *(asked(**{k: v}) for k, v in OTHER.items() if k not in ("ledger_head", "policy_sha256"))]
+    shaping = [asked(), *(asked(**{k: v}) for k, v in OTHER.items() if k not in UNSHAPING)]
     assert len({query.event_id("d1") for query in shaping}) == len(shaping)
 
 
 def test_a_replayed_campaign_has_the_same_events_whatever_its_keys_and_times(asked: Ask) -> None:
-    other_run = asked(ledger_head=OTHER["ledger_head"], policy_sha256=OTHER["policy_sha256"])
+    other_run = asked(**{name: OTHER[name] for name in UNSHAPING})
     assert other_run.sha256 != asked().sha256
     assert other_run.event_id("d1") == asked().event_id("d1")
     assert asked().event_id("d1") != asked().event_id("d2")

@@ -21,6 +21,7 @@ DOINGS = ("like", "carry", "paint", "lost", "found", "keep", "forgot", "bought",
 PEOPLE = 18
 FAST = (
     "engine=local",
+    "privacy.transport=ideal",
     "rounds=2",
     "scrub=false",
     "adapter.layers=2",

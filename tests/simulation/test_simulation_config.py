@@ -135,7 +135,7 @@ def test_a_whole_number_is_taken_for_a_fraction_and_never_the_other_way() -> Non
         ("adapter.kind=lora", "adapter.kind must be one of core, svd"),
         ("adapter.rank=0", "adapter.rank must be at least 1"),
         ("engine=ray", "engine must be one of flower, local"),
-        ("privacy.transport=masked", "must be one of ideal, off"),
+        ("privacy.transport=magic", "must be one of masked, ideal, off"),
         ("privacy.delta=0.0", "privacy.delta must be"),
         ("local.clip=0.0", "local.clip must be"),
         ("local.clip=inf", "local.clip must be"),

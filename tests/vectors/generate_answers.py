@@ -17,6 +17,7 @@ from tests.vectors.generate_noise import draws, hkdf
 decimal.getcontext().prec = 80
 D = decimal.Decimal
 HALF = D("0.5")
+UNSHAPING = ("ledger_head", "policy_sha256", "directory_sha256")
 
 
 def exact(value: Fraction) -> decimal.Decimal:
@@ -91,7 +92,8 @@ def encoding_cases() -> list[dict[str, object]]:
 def query(number: int) -> dict[str, Any]:
     """Return the fields of a query as they are written."""
     digest = [
-        hashlib.sha256(f"{what} {number}".encode()).hexdigest() for what in ("release", "basis", "policy", "head")
+        hashlib.sha256(f"{what} {number}".encode()).hexdigest()
+        for what in ("release", "basis", "policy", "head", "directory")
     ]
     return {
         "protocol": "confide-query/1",
@@ -105,7 +107,8 @@ def query(number: int) -> dict[str, Any]:
         "clip_norm": f"{number + 1}/13",
         "noise_multiplier": ("1/1", "3/2", "1/4", "8/1")[number % 4],
         "cohort": {"invited": (3, 16, 100, 1000)[number % 4]},
-        "transport": "off" if number == 4 else "ideal",
+        "transport": {2: "masked", 4: "off"}.get(number, "ideal"),
+        "directory_sha256": digest[4] if number % 2 == 0 else "0" * 64,
         "release_sha256": digest[0],
         "basis_sha256": digest[1],
         "policy_sha256": digest[2],
@@ -129,7 +132,7 @@ def answer_case(number: int, name: str) -> dict[str, object]:
     sha256 = hashlib.sha256(data).hexdigest()
     device_id = f"device-{number}"
     event = ["confide-event/1", fields["federation"], fields["campaign"], fields["round"], fields["attempt"]]
-    shaping = {key: value for key, value in fields.items() if key not in ("ledger_head", "policy_sha256")}
+    shaping = {key: value for key, value in fields.items() if key not in UNSHAPING}
     mechanism = hashlib.sha256(json.dumps(shaping, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     event_id = hashlib.sha256(json.dumps([*event, mechanism, device_id], separators=(",", ":")).encode()).digest()
     invited, z = fields["cohort"]["invited"], Fraction(fields["noise_multiplier"])
