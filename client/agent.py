@@ -202,7 +202,7 @@ class Device:
 
 
 class _Committing:
-    """A journal that also notes in the ledger that a masked vector was made: it is on the disk then, and has not left."""
+    """A journal that also notes in the ledger that a masked vector was made: it is on the disk, and has not left."""
 
     def __init__(self, journal: Journal, commit: Callable[[bytes], None]) -> None:
         self._journal, self._commit = journal, commit

@@ -8,9 +8,6 @@ of its own, so that nothing of the installed agent is imported here.
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,9 +19,10 @@ from flwr.serverapp import Grid, ServerApp
 from privacy.errors import ConfideError
 from server.courier import FlowerCourier
 from server.home import ServerHome
-from server.link import VARIABLE, Link, LinkWatch
+from server.link import Link, LinkWatch
 from server.publish import publish
 from server.rounds import Watch
+from server.simulated import Simulation
 
 app = ServerApp()
 
@@ -37,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         serve(ServerHome.load(Path(home)), grid)
         return
     with ExitStack() as stack:
-        link = Link.inherited() or stack.enter_context(Simulation(context)).link
+        link = Link.inherited() or stack.enter_context(Simulation(context.run_config, context.run_id)).link
         try:
             rounds(ServerHome.load(link.home()), grid, LinkWatch(link))
             link.send({"event": "done"})
@@ -62,31 +60,3 @@ def rounds(home: ServerHome, grid: Grid, watch: Watch, publishes: bool = False) 
 def serve(home: ServerHome, grid: Grid) -> None:
     """Run a campaign of real devices to its signed release."""
     rounds(home, grid, Watch(), publishes=True)
-
-
-class Simulation:
-    """`confide simulate` in a process of its own, for `flwr run .`: it makes the campaign and the people's agents."""
-
-    def __init__(self, context: Context) -> None:
-        settings = [
-            word for part in shlex.split(str(context.run_config.get("settings", ""))) for word in ("--set", part)
-        ]
-        out = str(context.run_config.get("out", "")) or str(Path.home() / "confide-runs" / f"flwr-{context.run_id}")
-        self.link, (reads, writes) = Link.pair()
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        command = [sys.executable, "-P", "-m", "confide", "simulate", "--out", out, *settings]
-        self._process = subprocess.Popen(
-            [*command, "--set", "engine=flower"],
-            env=environment | {VARIABLE: f"{reads},{writes}"},
-            pass_fds=(reads, writes),
-        )
-        for descriptor in (reads, writes):
-            os.close(descriptor)
-
-    def __enter__(self) -> Simulation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.link.close()
-        if self._process.wait():
-            raise ConfideError("the simulation ended with an error, see above")
