@@ -91,6 +91,10 @@ class Ring:
     order: tuple[int, ...]
 
     @cached_property
+    def _known(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
+    @cached_property
     def _place(self) -> tuple[int, ...]:
         place = [0] * self.size
         for at, rank in enumerate(self.order):
@@ -101,11 +105,11 @@ class Ring:
         """Return the ranks that `rank` shares secrets and masks with, ascending, without itself."""
         if self.links.complete:
             return tuple(other for other in range(self.size) if other != rank)
-        at = self._place[rank]
-        steps = range(1, self.links.reach + 1)
-        near = {self.order[(at + step) % self.size] for step in steps}
-        near |= {self.order[(at - step) % self.size] for step in steps}
-        return tuple(sorted(near - {rank}))
+        if rank not in self._known:
+            at, reach = self._place[rank], self.links.reach
+            near = {self.order[(at + step) % self.size] for step in range(-reach, reach + 1)}
+            self._known[rank] = tuple(sorted(near - {rank}))
+        return self._known[rank]
 
     def every_run_holds(self, present: Sequence[bool]) -> bool:
         """Return whether each run of `reach` places has `run_floor` of the ranks `present`; no rule if complete."""

@@ -34,10 +34,11 @@ class Recovery:
                 f"{len(shares)} shares of a device's secret, {self.threshold} are needed: no sum is released"
             )
         order = sorted(shares, key=lambda place: (len(self.liars.get(place, ())), place))
-        for places in islice(_sets(order, self.threshold), MAX_TRIES):
+        for tries, places in enumerate(islice(_sets(order, self.threshold), MAX_TRIES)):
             secret = joined_secret(places, [shares[place] for place in places])
             if proven(secret):
-                self._note(dealer, places, shares)
+                if tries or self.liars:  # without a failure there is no reason to look for its cause
+                    self._note(dealer, places, shares)
                 return secret
         raise SumInvalid("no set of shares gives a secret that its commitment proves: the sum stays masked")
 

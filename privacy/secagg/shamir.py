@@ -65,9 +65,19 @@ def lagrange_weights(places: tuple[int, ...], at: int = 0, prime: int = PRIME) -
     """Return the weights of f(x_1), .., f(x_t) in f(at): w_i = prod over j != i of (at - x_j) / (x_i - x_j) mod p."""
     if at in places:
         return tuple(int(x == at) for x in places)
-    weights = []
-    numerator = math.prod(at - x for x in places)
-    for x in places:
-        below = math.prod(x - other for other in places if other != x)
-        weights.append(numerator // (at - x) * pow(below, -1, prime) % prime)
-    return tuple(weights)
+    below = [math.prod([x - other for other in places if other != x]) for x in places]
+    numerator = math.prod([at - x for x in places])
+    inverses = _inverses(below, prime)
+    return tuple(numerator // (at - x) * inverse % prime for x, inverse in zip(places, inverses, strict=True))
+
+
+def _inverses(values: Sequence[int], prime: int) -> list[int]:
+    """Return the inverses modulo `prime` of values that it does not divide, by one inversion (Montgomery 1987)."""
+    products = [1]
+    for value in values:
+        products.append(products[-1] * value % prime)
+    inverse, found = pow(products[-1], -1, prime), []
+    for value, before in zip(reversed(values), reversed(products[:-1]), strict=True):
+        found.append(inverse * before % prime)
+        inverse = inverse * value % prime
+    return found[::-1]

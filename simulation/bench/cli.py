@@ -17,6 +17,49 @@ def group() -> None:
 
 
 @bench.command()
+def secagg(
+    devices: Annotated[int, typer.Option(help="Devices of the round that runs in one process.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Masks and a whole private sum, against Flower's SecAgg+ masks and the machine's bare keystream."""
+    from fractions import Fraction
+
+    from privacy.query import Cohort, Limits, Query
+    from simulation.bench.secagg import Sizes, secagg_rows
+
+    digest = "0" * 64
+    template = Query(
+        federation="bench",
+        campaign="secagg",
+        round=0,
+        attempt=0,
+        purpose="train.global",
+        slots=1,
+        slot_dim=1,
+        clip_norm=Fraction(1),
+        noise_multiplier=Fraction(1),
+        cohort=Cohort(devices),
+        transport="ideal",
+        release_sha256=digest,
+        basis_sha256=digest,
+        policy_sha256=digest,
+        ledger_head=digest,
+        objective="none",
+        limits=Limits(own_tokens=1, local_steps=1),
+    )
+    rows = secagg_rows(template, Sizes(large_invited=devices, large_dropped=devices // 5))
+    if as_json:
+        typer.echo(json.dumps({"rows": rows}))
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['work']}: {row['ours']:.3f} against {row['peer']:.3f} {row['unit']}: {row['ratio']:.1f} x"
+            f"   {row['limit_ratio']:.2f} of the limit\n    {row['same']}"
+        )
+    typer.echo(f"peer: {rows[0]['peer_name']}")
+
+
+@bench.command()
 def train(
     people: Annotated[str, typer.Option(help="chitchat, or a JSONL file of people.")] = "chitchat",
     model: Annotated[str, typer.Option(help="Name, folder or hub id of the base model.")] = "smollm2-135m",

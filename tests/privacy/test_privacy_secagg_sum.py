@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,32 @@ def test_a_ring_of_150_with_dropouts_at_each_stage() -> None:
     total = cohort.run(drops)
     gone = {name for leaving in drops[:3] for name in leaving}
     assert np.array_equal(total, exact_sum(cohort.vectors, set(names) - gone))
+
+
+def test_the_server_holds_no_more_than_three_vectors() -> None:
+    """Running sum and lifted sum are one and two vectors of four bytes; a frame that comes in is read where it lies."""
+    dim, n = 2**20, 4
+    cohort = Round(n, dim)
+    for _ in range(2):
+        cohort.run_stage()
+    answers = {name: cohort.devices[name].reply(frame) for name, frame in cohort.server.requests().items()}
+    tracemalloc.start()
+    for name, answer in answers.items():
+        assert cohort.server.receive(name, answer)
+    cohort.server.advance()
+    for _ in range(2):
+        cohort.run_stage()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert cohort.server.finished and peak <= 3 * 4 * dim + 2**20
+
+
+def test_control_bytes_at_a_hundred_devices() -> None:
+    """13.2 kB up and 30.8 kB down besides the vector, whatever its length; the names are of eleven letters."""
+    cohort = Round(100, 1, remember=True)
+    cohort.run()
+    for way, most in (("up", 13_300), ("down", 31_000)):
+        sizes = dict.fromkeys(cohort.vectors, 0)
+        for _, name, direction, frame in cohort.seen:
+            sizes[name] += len(frame) if direction == way else 0
+        assert 0.9 * most < max(sizes.values()) <= most

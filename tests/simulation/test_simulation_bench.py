@@ -1,4 +1,4 @@
-"""The bench runs both sides on the tiny model and reports what its schema says."""
+"""Each bench runs both sides, small, and reports what its schema says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from client.basis import BasisSettings, own_samples, whitened_basis
 from client.model import LanguageModel
+from simulation.bench.secagg import Sizes, secagg_rows
 from simulation.bench.train import Row, train_rows
+from tests.privacy.secagg_cohort import masked_query
 
 
 def test_both_sides_train_and_both_rows_are_ratios_of_what_was_measured(tiny_model_dir: Path) -> None:
@@ -19,3 +21,14 @@ def test_both_sides_train_and_both_rows_are_ratios_of_what_was_measured(tiny_mod
     step, to_gain = rows
     assert step["ratio"] > 0 and abs(step["ratio"] - step["ours"] / step["peer"]) < 1e-6 * step["ratio"]
     assert to_gain["peer"] >= 0 and to_gain["ours"] >= 0
+
+
+def test_rows_of_the_private_sum_are_ratios_of_what_was_measured() -> None:
+    sizes = Sizes(invited=5, dropped=1, dim=1000, large_invited=7, large_dropped=2, large_dim=70_000, tries=1)
+    rows = secagg_rows(masked_query(5), sizes)
+    assert [row["work"] for row in rows] == ["secagg.mask", "secagg.unmask", "secagg.round1000"]
+    for row in rows:
+        assert set(row) == set(Row.__annotations__)
+        assert row["ours"] > 0 and row["peer"] > 0 and row["limit"] is not None and row["limit"] > 0
+        assert row["ratio"] == row["peer"] / row["ours"] and row["limit_ratio"] == row["ours"] / row["limit"]
+    assert "control bytes" in rows[1]["same"]
