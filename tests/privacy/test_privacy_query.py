@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from privacy.canonical import canonical_json
 from privacy.errors import ConfigError, WireError
-from privacy.query import RING_LIMIT, Cohort, Limits, Query, fraction_text, parse_fraction
+from privacy.query import RING_LIMIT, Cohort, Limits, Query, Sampling, fraction_text, parse_fraction
 
 Ask = Callable[..., Query]
 OTHER: dict[str, object] = {
@@ -37,6 +37,7 @@ OTHER: dict[str, object] = {
     "objective": "other-lm",
     "limits": Limits(512, 3),
     "replayed_noise": True,
+    "sampling": Sampling(1000, Fraction(1, 10)),
 }
 
 
