@@ -97,6 +97,13 @@ def read_chain(data: bytes, key: Ed25519PublicKey, *, every_signature: bool = Tr
     return Chain(tuple(entries), len(data) - len(rest), len(rest))
 
 
+def line_entry(line: bytes, key: Ed25519PublicKey) -> Entry:
+    """Return the entry of one line, without newline, that `key` signed, wherever it stands; raises LedgerError."""
+    entry = _checked(line, 1)
+    _check_signature(line, 1, key)
+    return entry
+
+
 def _checked(line: bytes, number: int) -> Entry:
     if len(line) > MAX_LINE_BYTES or not _has_frame(line):
         raise LedgerError(f"line {number}: not an entry; it was changed or is damaged")

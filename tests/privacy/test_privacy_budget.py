@@ -56,8 +56,7 @@ class Home:
     def answer(self, round_: int) -> bytes:
         """Charge one more answer as an agent does, policy first."""
         query = self.asked(round=round_, policy_sha256=self.policy.sha256)
-        spent = self.ledger.spent(query.event_id("d"))
-        self.policy.check(query, spent.rho, spent.participations, spent.year_rho)
+        self.policy.check(query, *self.ledger.spent(query.event_id("d")))
         return bytes.fromhex(self.ledger.reserve(query, "d").event)
 
 
@@ -92,7 +91,7 @@ def test_a_year_allows_its_share_and_a_lifetime_its_sum(home: Home) -> None:
         assert code_of(home, 10 * year + 2) == (RefusalCode.YEARLY if year < 2 else RefusalCode.BUDGET)
     home.clock.now = START + 50 * YEAR_MS
     assert code_of(home, 99) == RefusalCode.BUDGET
-    assert home.ledger.spent() == Spent(Fraction(3), Fraction(0), 6)
+    assert home.ledger.spent() == Spent(Fraction(3), 6, Fraction(0))
 
 
 def test_a_charge_counts_for_exactly_365_days(home: Home) -> None:
@@ -290,7 +289,7 @@ def test_only_the_process_that_reserved_may_abort(home: Home) -> None:
         with pytest.raises(LedgerError, match="one of these reasons"):
             later.append("ABORT", {"event": again.hex(), "reason": "arrived too late"})
         later.abort(again, Unsent.NOT_TRAINED)
-        assert later.spent() == Spent(HALF, HALF, 1)
+        assert later.spent() == Spent(HALF, 1, HALF)
         assert later.account.figures() == Figures(2, 0, Fraction(1), 2 * HALF * 57)  # others remember the gross figure
 
 
@@ -328,7 +327,7 @@ def test_a_restored_device_ends_at_what_the_witness_saw(home: Home, after: int) 
     assert home.ledger.spent_rho() == after * HALF
     lost = home.ledger.adopt(told(*visits), TRUSTED)
     assert lost.rho == (4 - after) * HALF
-    assert home.ledger.spent() == Spent(Fraction(2), Fraction(2), 4)
+    assert home.ledger.spent() == Spent(Fraction(2), 4, Fraction(2))
     assert home.ledger.account.figures() == visits[-1].figures
     assert home.ledger.adopt(told(*visits), TRUSTED) == Figures()  # twice is once
     with Ledger(home.ledger.path.with_name("x.jsonl"), DEVICE, genesis()):
