@@ -19,16 +19,18 @@ HEADLINE_DELTA = "1e-06"
 # Who, and what they see: the three figures that stand first on the page.
 ADVERSARIES = (
     ("epsilon", "whoever holds the released adapters", "sees sums over a whole round, with everybody’s noise"),
-    (
-        "epsilon_server",
-        "the server itself",
-        "sees each device’s own answer with that device’s share of the noise only, until secure aggregation exists",
-    ),
+    ("epsilon_server", "the server itself", "sees each device’s own answer with that device’s share of the noise only"),
     (
         "sybil_floor_epsilon",
         "a server that runs every other device (Sybil floor)",
         "knows all noise but one device’s; no protocol between devices can better this",
     ),
+)
+MASKED_SERVER = (
+    "epsilon_server",
+    "the server itself",
+    "sees the same sums: answers come under masks. Holds while at most a tenth of the invited work with it and keys come "
+    "from a directory that it does not write",
 )
 LIMITS = (
     "That a device took part, when, and from which address. The server and the network see it.",
@@ -55,10 +57,12 @@ def audit_page(verdict: Verdict) -> str:
     )
     environment.filters.update(figure=figure, delta=delta_text, date=date_text, odds=odds, strength=strength)
     template = environment.get_template("audit.html.j2")
+    masked = bool(verdict.facts) and verdict.facts["statement"]["transport"] == ["masked"]
     return template.render(
         verdict=verdict,
         facts=verdict.facts or None,
-        adversaries=ADVERSARIES,
+        masked=masked,
+        adversaries=(ADVERSARIES[0], MASKED_SERVER, ADVERSARIES[2]) if masked else ADVERSARIES,
         headline=_headline_delta(verdict.facts),
         limits=LIMITS,
     )
