@@ -21,8 +21,8 @@ def privacy_section(
 ) -> Privacy:
     """Return the report's privacy section for a `privacy.accounting.statement` made at the same `deltas`.
 
-    Adversaries stand in the order released, server, sybils. The server's row is that of the released sums where all were
-    masked, and that of the Sybils where none was. Where the statement claims nothing, or a figure is infinite, the
+    Adversaries stand in the order released, server, sybils. The server's row is that of the released sums where all
+    were masked, and that of the Sybils where none was. Where the statement claims nothing, or a figure is infinite, the
     section says None at every delta: an absent bound is shown as such, never as a number.
     """
     keys = [repr(float(delta)) for delta in deltas]

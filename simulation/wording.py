@@ -47,12 +47,12 @@ MASKED_SERVER = (
     "and keys come from a directory that it does not write",
 )
 CLEAR_SERVER_LIMIT = (
-    "One device’s answer from the server itself, beyond the row “the server itself”: sums of this run were added in the "
-    "clear, so the server sees each answer with that device’s own share of the noise only."
+    "One device’s answer from the server itself, beyond the row “the server itself”: sums of this run were added in "
+    "the clear, so the server sees each answer with that device’s own share of the noise only."
 )
 MASKED_SERVER_LIMIT = (
-    "One device’s answer from a server that invents devices, or that more than a tenth of the invited work with: the last "
-    "row is all that holds then. In a simulation the one machine holds every key, mask and text."
+    "One device’s answer from a server that invents devices, or that more than a tenth of the invited work with: the "
+    "last row is all that holds then. In a simulation the one machine holds every key, mask and text."
 )
 NOT_PROTECTED = (
     "That a device took part, when, and from which address. The server and the network see it.",

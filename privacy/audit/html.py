@@ -29,8 +29,8 @@ ADVERSARIES = (
 MASKED_SERVER = (
     "epsilon_server",
     "the server itself",
-    "sees the same sums: answers come under masks. Holds while at most a tenth of the invited work with it and keys come "
-    "from a directory that it does not write",
+    "sees the same sums: answers come under masks. Holds while at most a tenth of the invited work with it and keys "
+    "come from a directory that it does not write",
 )
 LIMITS = (
     "That a device took part, when, and from which address. The server and the network see it.",
@@ -57,7 +57,8 @@ def audit_page(verdict: Verdict) -> str:
     )
     environment.filters.update(figure=figure, delta=delta_text, date=date_text, odds=odds, strength=strength)
     template = environment.get_template("audit.html.j2")
-    masked = bool(verdict.facts) and verdict.facts["statement"]["transport"] == ["masked"]
+    facts: Any = verdict.facts
+    masked = bool(facts) and facts["statement"]["transport"] == ["masked"]
     return template.render(
         verdict=verdict,
         facts=verdict.facts or None,

@@ -104,7 +104,15 @@ def test_a_query_without_sampling_keeps_its_bytes_and_with_it_has_one_form(asked
     assert Query.from_bytes(query.to_bytes()) == query
     value = json.loads(query.to_bytes())
     assert value["sampling"] == {"people": 1000, "rate": "1/10"}
-    for bad in (None, {}, {"people": 1000}, {"people": 1000, "rate": "2/20"}, {"people": "1", "rate": "1/10"}, []):
+    wrong: list[object] = [
+        None,
+        {},
+        {"people": 1000},
+        {"people": 1000, "rate": "2/20"},
+        {"people": "1", "rate": "1/10"},
+        [],
+    ]
+    for bad in wrong:
         with pytest.raises((WireError, ConfigError)):
             Query.from_bytes(canonical_json({**value, "sampling": bad}))
     for changes in (
