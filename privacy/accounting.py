@@ -28,6 +28,7 @@ _FIGURES: Final = (
     "epsilon",
     "epsilon_gdp",
     "epsilon_pld",
+    "server_rho",
     "epsilon_server",
     "sybil_floor_rho",
     "sybil_floor_epsilon",
@@ -44,10 +45,20 @@ def rho_of(noise_multiplier: Fraction) -> Fraction:
 def sybil_rho(query: Query) -> Fraction:
     """Return the zCDP of one answer of `query` seen alone, honest / (2 z^2): its own noise is all that protects it.
 
-    What remains against a server whose other devices are all its own, and, while sums are added in the clear, against
-    any server.
+    What remains against a server whose other devices are all its own, whatever the transport, and where sums are added
+    in the clear against any server.
     """
     return query.cohort.honest * rho_of(query.noise_multiplier)
+
+
+def server_rho(query: Query) -> Fraction:
+    """Return the zCDP of one answer against the server that adds: that of the sum if masked, else of the answer alone.
+
+    Masked, for a server that runs the protocol and may own up to `max_colluding` devices of a directory that it does
+    not write; above 128 invited but for a probability of 2^-40 a sum, which belongs to delta. A server that invents
+    devices is `sybil_rho`, one that breaks the protocol is what THREATS.md says.
+    """
+    return rho_of(query.noise_multiplier) if query.transport == "masked" else sybil_rho(query)
 
 
 def sybil_noise_multiplier(query: Query) -> float:
@@ -143,9 +154,9 @@ class ZcdpFilter:
 def statement(charged: Sequence[Query], deltas: Sequence[float] = DELTAS) -> dict[str, object]:
     """Return the privacy statement of a campaign for reports, from the queries charged to its busiest device.
 
-    Every figure is per user. `epsilon` is against whoever sees only sums; `epsilon_server` is against a server that
-    sees each answer by itself, as it does with every transport that exists, and equals the Sybil floor. The maps are
-    keyed by deltas as `repr` writes them. If one query was not private, every figure is None, `stamp` NOT PRIVATE.
+    Every figure is per user. `epsilon` is against whoever sees only sums; `epsilon_server` is against the server that
+    adds, from `server_rho`: that of the sums where all were masked, the Sybil floor where none was. The maps are keyed
+    by deltas as `repr` writes them. If one query was not private, every figure is None, `stamp` NOT PRIVATE.
     """
     counts = Counter(query.noise_multiplier for query in charged)
     facts: dict[str, object] = {
@@ -163,16 +174,17 @@ def statement(charged: Sequence[Query], deltas: Sequence[float] = DELTAS) -> dic
         return facts | {"private": False, "stamp": "NOT PRIVATE"} | dict.fromkeys(_FIGURES)
     rho = sum((rho_of(query.noise_multiplier) for query in charged), Fraction(0))
     alone = sum((sybil_rho(query) for query in charged), Fraction(0))
-    server = {repr(delta): epsilon_zcdp(alone, delta) for delta in deltas}
+    server = sum((server_rho(query) for query in charged), Fraction(0))
     figures = (
         float(rho),
         fraction_text(rho),
         {repr(delta): epsilon_zcdp(rho, delta) for delta in deltas},
         {repr(delta): epsilon_gdp(rho, delta) for delta in deltas},
         {repr(delta): epsilon for delta, epsilon in zip(deltas, _pld(counts, deltas), strict=True)},
-        server,
+        float(server),
+        {repr(delta): epsilon_zcdp(server, delta) for delta in deltas},
         float(alone),
-        server,
+        {repr(delta): epsilon_zcdp(alone, delta) for delta in deltas},
     )
     return facts | {"private": True, "stamp": None} | dict(zip(_FIGURES, figures, strict=True))
 
