@@ -41,7 +41,13 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], tuple[Fraction, int], Refus
     ({}, {}, (Fraction(0), 4), RefusalCode.PARTICIPATIONS),
     ({}, {}, (Fraction(3, 2) + Fraction(1, 10**15), 3), RefusalCode.BUDGET),
 ]
-MADE_BY_THE_DEVICE = {RefusalCode.STALE, RefusalCode.RELEASE, RefusalCode.UNABLE}  # known to its agent, not to a policy
+MADE_BY_THE_DEVICE = {  # known to its agent, not to a policy
+    RefusalCode.STALE,
+    RefusalCode.RELEASE,
+    RefusalCode.UNABLE,
+    RefusalCode.DIRECTORY,
+    RefusalCode.SUM,
+}
 
 
 @pytest.mark.parametrize(("policy", "query", "spent", "code"), REFUSALS, ids=lambda value: str(value)[:40])
