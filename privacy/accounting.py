@@ -47,17 +47,18 @@ def rho_of(noise_multiplier: Fraction) -> Fraction:
 def sybil_rho(query: Query) -> Fraction:
     """Return the zCDP of one answer of `query` seen alone, honest / (2 z^2): its own noise is all that protects it.
 
-    What remains against a server whose other devices are all its own, and, while sums are added in the clear, against
-    any server.
+    What remains against a server whose other devices are all its own, whatever the transport, and where sums are added
+    in the clear against any server.
     """
     return query.cohort.honest * rho_of(query.noise_multiplier)
 
 
 def server_rho(query: Query) -> Fraction:
-    """Return the zCDP of one answer against the server: of the sum where it is masked, of the answer alone otherwise.
+    """Return the zCDP of one answer against the server that adds: that of the sum if masked, else of the answer alone.
 
-    Masks hide all but the sum from a server with up to `max_colluding` devices of its own in the cohort, if the keys in
-    the directory are those of devices; with more of its own, only `sybil_rho` is left.
+    Masked, for a server that runs the protocol and may own up to `max_colluding` devices of a directory that it does
+    not write; above 128 invited but for a probability of 2^-40 a sum, which belongs to delta. A server that invents
+    devices is `sybil_rho`, one that breaks the protocol is what THREATS.md says.
     """
     return rho_of(query.noise_multiplier) if query.transport == "masked" else sybil_rho(query)
 
