@@ -174,7 +174,7 @@ def killed_at(step: int, path: Path) -> bool:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     rounds = set(run.stdout.splitlines()) - {"adopted"}
     assert run.returncode in (0, -signal.SIGKILL), run.stderr
-    with Ledger(path, KEY) as ledger:  # the restart
+    with Ledger(path, KEY, GENESIS) as ledger:  # the restart
         assert ledger.spent_rho() >= len(rounds) * HALF + ("adopted" in run.stdout) * Fraction(1)
         data = path.read_bytes()
         assert spent(entries(data, KEY.public_key()))[0] == ledger.spent_rho()
