@@ -265,7 +265,7 @@ def test_the_stand_alone_reader_agrees_on_checkpoints_and_witness(
     assert standalone([str(path), public, "zz"]) == 2
 
 
-# -- what the officer's page and the claims say of years, coins and masks -----------------------------------------------
+# -- what the page and the claims say of years, coins and masks -----------------------------------------------------------
 
 
 def test_the_page_gives_the_lifetime_first_and_the_year_after_it(tmp_path: Path) -> None:
@@ -302,11 +302,16 @@ def test_amplification_that_no_device_decided_is_found(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_the_server_sees_with_masks_and_without() -> None:
-    clear = "in the clear"
-    for transports, words in (
-        (["masked"], "only sums"),
-        (["ideal"], "in the clear"),
-        (["ideal", "masked"], "in the clear"),
-    ):
+    clear, hidden = "in the clear", "only sums"
+    for transports, words in ((["masked"], hidden), (["ideal"], clear), (["ideal", "masked"], clear)):
         (_, (name, _, sees), (sybil, _, _)) = adversaries({"statement": {"transport": transports}})
         assert (name, sybil) == ("epsilon_server", "sybil_floor_epsilon") and words in sees
+
+
+def test_what_cannot_be_remembered_is_not_countersigned(run: Path, state: Path) -> None:
+    path = federation(run)
+    before = path.with_suffix(".checkpoint").read_bytes()
+    (state / "meadow--federation.memory" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):
+        witness(path, state, WITNESS, NOW)
+    assert path.with_suffix(".checkpoint").read_bytes() == before
