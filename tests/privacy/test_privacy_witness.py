@@ -265,7 +265,7 @@ def test_the_stand_alone_reader_agrees_on_checkpoints_and_witness(
     assert standalone([str(path), public, "zz"]) == 2
 
 
-# -- what the page and the claims say of years, coins and masks -----------------------------------------------------------
+# -- what the page and the claims say of years, coins and masks --------------------------------------------------------
 
 
 def test_the_page_gives_the_lifetime_first_and_the_year_after_it(tmp_path: Path) -> None:
