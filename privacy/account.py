@@ -20,7 +20,7 @@ from privacy.canonical import Json, canonical_json, is_digest, parse_canonical
 from privacy.chain import Entry
 from privacy.checkpoint import Checkpoint, read_checkpoint, verify_cosignature
 from privacy.errors import ConfideError, ConfigError, LedgerError, PolicyRefused, SignatureInvalid, WireError
-from privacy.history import Figures, History, open_history
+from privacy.history import Figures, History, Visit, open_history, thinned
 from privacy.meter import Meter
 from privacy.policy import Policy, open_policy
 from privacy.query import Query
@@ -281,6 +281,24 @@ def refused_for(account: Account) -> None:
     """Raise PolicyRefused if the owner must not answer this federation again, whatever it asks."""
     if account.forked:
         raise PolicyRefused(RefusalCode.HISTORY, "the federation signed two histories")
+
+
+def remembered(account: Account, device: str) -> History:
+    """Return what the federation's ledger remembers of a device, for it to adopt after a restore; sign before sending.
+
+    A visit is each answer in a sum, whose COMMIT notes the `heads` of the devices' ledgers. Every round that asked the
+    device counts, whether or not its answer came: it may have left.
+    """
+    visits: list[Visit] = []
+    total = Figures()
+    for asked in account.reservations.values():
+        if not asked.concerns(device):
+            continue
+        total += _figures(asked.query)
+        heads = asked.facts.get("heads")
+        if isinstance(heads, dict) and is_digest(heads.get(device)):
+            visits.append(Visit(str(heads[device]), total))
+    return History(str(account.genesis.get("federation")), device, thinned(tuple(visits)), total)
 
 
 def reservation(body: Mapping[str, Json]) -> Reservation:

@@ -3,11 +3,11 @@
     python standalone.py LEDGER.jsonl [PUBLIC_KEY_HEX [WITNESS_KEY_HEX]]
 
 Copy this one file to a machine that you trust. It checks the chain and every signature; adds up what the RESERVE
-entries without an ABORT cost, rho = sum 1/(2 z^2), and what an ADOPT brought back; gives the exact epsilon of a Gaussian
-with that rho (Balle, Wang 2018, Theorem 8); and, from a GRANT on, holds each charge to the signed budget of a lifetime
-and of 365 days. A `.checkpoint` beside the ledger must be signed by its owner, and by the witness if one is named, and
-the ledger must contain what it saw. An unfinished last line is not counted. Exit status: 0 = holds, 1 = violated, 2 =
-cannot be read.
+entries without an ABORT cost, rho = sum 1/(2 z^2), and what an ADOPT brought back; gives the exact epsilon of a
+Gaussian with that rho (Balle, Wang 2018, Theorem 8); and, from a GRANT on, holds each charge to the signed budget of a
+lifetime and of 365 days. A `.checkpoint` beside the ledger must be signed by its owner, and by the witness if one is
+named, and the ledger must contain what it saw. An unfinished last line is not counted. Exit status: 0 = holds, 1 =
+violated, 2 = cannot be read.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.account import FEDERATION, Spent, Unsent
+from privacy.account import FEDERATION, Spent, Unsent, remembered
 from privacy.checkpoint import Checkpoint, Standing, cosigned, is_fork
 from privacy.errors import BudgetExhausted, LedgerError, PolicyRefused, SignatureInvalid, WireError
 from privacy.history import MAX_VISITS, Figures, History, Visit, open_history, thinned
@@ -343,6 +343,29 @@ def test_a_restored_device_that_answered_since_counts_both_pasts(home: Home) -> 
     home.ledger.reserve(home.asked(round=51), "d")
     assert home.ledger.adopt(told(*visits, visit(home.ledger)), TRUSTED) == Figures()
     assert home.ledger.spent_rho() == 6 * HALF
+
+
+def test_the_servers_own_ledger_is_a_memory_too(home: Home, federation: Ledger) -> None:
+    backup = home.ledger.path.with_suffix(".backup")
+    for number in range(4):
+        query = home.asked(round=number)
+        federation.reserve(query, FEDERATION, ["d", "e"])
+        if number < 3:  # to the last round its answer never came; it may have left all the same
+            home.ledger.reserve(query, "d")
+            federation.commit(query.event_id(FEDERATION), survivors=["d", "e"], heads={"d": home.ledger.head})
+        if number == 0:
+            shutil.copy(home.ledger.path, backup)
+    home.ledger.close()
+    shutil.copy(backup, home.ledger.path)
+    home.ledger = Ledger(home.ledger.path, DEVICE, clock=home.clock)
+    told_by_server = remembered(read_ledger(federation.path).account, "d")
+    assert [visit.figures.rho for visit in told_by_server.visits] == [HALF, 2 * HALF, 3 * HALF]
+    home.ledger.adopt(told_by_server.signed(SERVER), TRUSTED)
+    assert home.ledger.spent_rho() == 4 * HALF
+    federation.reserve(home.asked(round=9), FEDERATION, ["d"])  # and later only what came since
+    again = remembered(read_ledger(federation.path).account, "d")
+    assert home.ledger.adopt(again.signed(SERVER), TRUSTED).rho == HALF
+    assert remembered(federation.account, "stranger").total == Figures()
 
 
 def test_adopting_never_lowers_and_a_sound_ledger_loses_nothing(home: Home) -> None:

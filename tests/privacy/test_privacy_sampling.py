@@ -84,14 +84,14 @@ def test_the_statement_keeps_its_headline_and_says_against_whom(asked: Ask) -> N
 
 def test_nothing_is_stated_unless_every_round_was_sampled_once_with_noise(asked: Ask) -> None:
     good = [sampled(asked, number) for number in range(3)]
-    nothing: list[Query] = []
-    for bad in (
-        nothing,
+    cases: list[list[Query]] = [
+        [],
         [*good, asked(round=9)],
         [*good, replace(good[0], attempt=1)],  # two sums of one throw
         [*good[:2], replace(good[2], transport="off")],
         [*good[:2], replace(good[2], replayed_noise=True)],
-    ):
+    ]
+    for bad in cases:
         assert not sampled_rounds(bad)
         with pytest.raises(ConfigError):
             epsilon_sampled(bad, 1e-5)
@@ -104,7 +104,7 @@ def test_a_query_without_sampling_keeps_its_bytes_and_with_it_has_one_form(asked
     assert Query.from_bytes(query.to_bytes()) == query
     value = json.loads(query.to_bytes())
     assert value["sampling"] == {"people": 1000, "rate": "1/10"}
-    wrong: list[object] = [
+    forms: list[object] = [
         None,
         {},
         {"people": 1000},
@@ -112,7 +112,7 @@ def test_a_query_without_sampling_keeps_its_bytes_and_with_it_has_one_form(asked
         {"people": "1", "rate": "1/10"},
         [],
     ]
-    for bad in wrong:
+    for bad in forms:
         with pytest.raises((WireError, ConfigError)):
             Query.from_bytes(canonical_json({**value, "sampling": bad}))
     for changes in (

@@ -8,6 +8,7 @@ import json
 import shutil
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import pytest
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from typer.testing import CliRunner
 
 from privacy.audit.cli import audit
+from privacy.audit.html import adversaries, audit_page
 from privacy.audit.replay import audit_run
 from privacy.audit.standalone import main as standalone
 from privacy.audit.verdict import Outcome
@@ -23,6 +25,7 @@ from privacy.checkpoint import cosigned, is_fork, verify_checkpoint, verify_cosi
 from privacy.errors import ConfigError, LedgerError, SignatureInvalid
 from privacy.history import open_history
 from privacy.ledger import Ledger, read_ledger
+from privacy.query import Sampling
 from tests.privacy.audited_run import DEVICES, FED_KEY, INVITED, Sample, device_key, policy, query
 
 WITNESS = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
@@ -260,3 +263,55 @@ def test_the_stand_alone_reader_agrees_on_checkpoints_and_witness(
     path.write_bytes(b"".join(lines[:-1]))
     assert standalone([str(path), public]) == 1
     assert standalone([str(path), public, "zz"]) == 2
+
+
+# -- what the page and the claims say of years, coins and masks --------------------------------------------------------
+
+
+def test_the_page_gives_the_lifetime_first_and_the_year_after_it(tmp_path: Path) -> None:
+    run = Sample(policy=policy(yearly_rho=Fraction(2))).make(tmp_path / "run")
+    text = audit_page(audit_run(run))
+    assert text.index("in a lifetime") < text.index("of it in any 365 days")
+
+
+def test_a_yearly_allowance_that_was_passed_is_found(tmp_path: Path) -> None:
+    run = Sample(rounds=3, policy=policy(yearly_rho=Fraction(1))).make(tmp_path / "run")
+    found = {finding.check: finding.detail for finding in audit_run(run).violated}
+    assert set(found) == {"policy.bounds"} and "budget.yearly" in found["policy.bounds"]
+
+
+def test_what_coins_are_worth_is_recomputed_and_said_with_its_condition(tmp_path: Path) -> None:
+    sampling = Sampling(100, Fraction(1, 12))
+    run = Sample(sampling=sampling).make(tmp_path / "run")
+    verdict = audit_run(run)
+    assert verdict.holds, verdict.line
+    text = " ".join(audit_page(verdict).split())
+    assert "devices’ own coins" in text and "Not against the server" in text
+    report = json.loads((run / "report.json").read_text())
+    report["privacy"]["sampled"]["epsilon"]["1e-06"] = 0.01
+    (run / "report.json").write_text(json.dumps(report))
+    assert "sampled" in {f.check: f.detail for f in audit_run(run).violated}["claims.report"]
+
+
+def test_amplification_that_no_device_decided_is_found(tmp_path: Path) -> None:
+    def boast(figures: dict[str, Any]) -> dict[str, Any]:
+        return {**figures, "sampled": {"epsilon": {"1e-06": 0.1}}}
+
+    run = Sample(claimed=boast).make(tmp_path / "run")
+    assert "amplification" in {f.check: f.detail for f in audit_run(run).violated}["claims.release"]
+
+
+def test_the_page_says_what_the_server_sees_with_masks_and_without() -> None:
+    clear, hidden = "in the clear", "only sums"
+    for transports, words in ((["masked"], hidden), (["ideal"], clear), (["ideal", "masked"], clear)):
+        (_, (name, _, sees), (sybil, _, _)) = adversaries({"statement": {"transport": transports}})
+        assert (name, sybil) == ("epsilon_server", "sybil_floor_epsilon") and words in sees
+
+
+def test_what_cannot_be_remembered_is_not_countersigned(run: Path, state: Path) -> None:
+    path = federation(run)
+    before = path.with_suffix(".checkpoint").read_bytes()
+    (state / "meadow--federation.memory" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):
+        witness(path, state, WITNESS, NOW)
+    assert path.with_suffix(".checkpoint").read_bytes() == before
