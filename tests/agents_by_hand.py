@@ -65,7 +65,7 @@ class Crew:
         folder: Path,
         n: int = 3,
         transport: str = "ideal",
-        pace: Pace = Pace(),
+        pace: Pace | None = None,
         worker: Worker | Lazy | None = None,
         **changes: Any,
     ) -> None:
@@ -89,7 +89,7 @@ class Crew:
             folder / "answers",
             self.directory,
         )
-        self.service = AgentService(list(self.devices.values()), self.deliveries, worker or Lazy(), pace)
+        self.service = AgentService(list(self.devices.values()), self.deliveries, worker or Lazy(), pace or Pace())
 
     def noise_key(self, user: str) -> bytes:
         return hashlib.sha256(b"noise of " + user.encode()).digest()
