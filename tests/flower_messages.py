@@ -27,7 +27,8 @@ for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()
     if child == 0:
-        context = Context(run_id=1, node_id=asked["node"], node_config=asked["config"], state=RecordDict(), run_config={})
+        node, config = asked["node"], asked["config"]
+        context = Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
         message = message_from_proto(Message.FromString(bytes.fromhex(asked["message"])))
         reply = message_to_proto(app(message, context)).SerializeToString()
         print(json.dumps({"process": os.getpid(), "reply": reply.hex()}), flush=True)
