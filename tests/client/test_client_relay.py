@@ -193,7 +193,7 @@ def test_an_agent_that_hangs_up_or_announces_too_much_becomes_an_empty_frame(fol
     ("place", "name"),
     [
         *((client.app, name) for name in ("answer_of", "decode_request", "agent_of", "exchange", "decode", "Path")),
-        *((client.app.socket, "socket"), (client.app.struct, "pack"), (client.app.struct, "unpack"), (os, "fspath")),
+        *((socket, "socket"), (struct, "pack"), (struct, "unpack"), (os, "fspath")),
     ],
 )
 @pytest.mark.parametrize("error", [RuntimeError, OSError, MemoryError, RecursionError, UnicodeError])
