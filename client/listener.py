@@ -94,7 +94,9 @@ class RelaySocket(Listener):
         if received(connection, len(RELAY_PREAMBLE)) != RELAY_PREAMBLE:
             return
         while True:
-            head = received(connection, 16)
+            head = received(connection, 16, may_end=True)
+            if not head:
+                return
             started = time.monotonic()
             place, node_id, size = struct.unpack("<IQI", head)
             if size > MAX_REQUEST_BYTES:
@@ -120,7 +122,10 @@ class PersonSocket(Listener):
         if not hmac.compare_digest(received(connection, TOKEN_BYTES), self._token):
             return
         while True:
-            (size,) = struct.unpack("<I", received(connection, 4))
+            head = received(connection, 4, may_end=True)
+            if not head:
+                return
+            (size,) = struct.unpack("<I", head)
             if size > MAX_PERSON_BYTES:
                 return
             request = json.loads(received(connection, size))
@@ -128,11 +133,16 @@ class PersonSocket(Listener):
             connection.sendall(struct.pack("<I", len(answer)) + answer)
 
 
-def received(connection: socket.socket, size: int) -> bytes:
-    """Return exactly `size` bytes; raises EOFError if the other side ends before."""
+def received(connection: socket.socket, size: int, may_end: bool = False) -> bytes:
+    """Return exactly `size` bytes; raises EOFError if the other side ends before.
+
+    With `may_end` a connection that ends before the first byte gives no bytes: whoever asked is done.
+    """
     parts = bytearray()
     while len(parts) < size:
         part = connection.recv(min(size - len(parts), 2**20))
+        if not part and may_end and not parts:
+            return b""
         if not part:
             raise EOFError("the connection ended")
         parts += part
