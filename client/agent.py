@@ -70,7 +70,7 @@ class Device:
         self.learner = learner
         self.directory, self._journal = directory, journal or FileJournal(home)
         self._key, self._noise_key = signing_key, noise_key
-        self._books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
+        self.books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
 
     def hello(self, held: int, node_id: int, nonce: str) -> bytes:
         """Return the wire bytes of the signed answer to a greeting that came through the node `node_id`."""
@@ -140,7 +140,7 @@ class Device:
             raise PolicyRefused(RefusalCode.DIRECTORY)
         if self._journal.load(event):
             raise PolicyRefused(RefusalCode.STALE)  # it restarted inside this sum: its keys are gone, so it is out
-        with self._books:
+        with self.books:
             self._permit(query, event, slots)
             self.ledger.reserve(query, self.device_id)
         update = self._local_update(query, event, slots)
@@ -149,7 +149,7 @@ class Device:
         return SumDevice(query, self.device_id, self.directory, self._key, vector, self.ledger.head, journal).reply
 
     def _commit(self, event: bytes) -> None:
-        with self._books:
+        with self.books:
             self.ledger.commit(event)
 
     def _stored(self, event: bytes) -> Path:
@@ -160,11 +160,11 @@ class Device:
         stored = self._stored(event)
         if stored.exists():
             return self._again(stored.read_bytes(), query, event)
-        with self._books:
+        with self.books:
             self._permit(query, event, slots)
             self.ledger.reserve(query, self.device_id)
         update = self._local_update(query, event, slots)
-        with self._books:
+        with self.books:
             answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
             write_atomic(stored, answer.encode())
             self.ledger.commit(event)
@@ -175,13 +175,13 @@ class Device:
         kept = decode(answer)
         if not isinstance(kept, Answer) or kept.query_sha256 != query.sha256:
             raise PolicyRefused(RefusalCode.STALE)
-        with self._books:
+        with self.books:
             self.ledger.commit(event)  # a crash may have come between answer and COMMIT
         return answer
 
     def _permit(self, query: Query, event: bytes, slots: Sequence[Cores] | None) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
-        with self._books:
+        with self.books:
             charged = {r.event: r for r in self.ledger.account.charged()}
             mine = charged.pop(event.hex(), None)
             spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)

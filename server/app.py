@@ -49,7 +49,9 @@ def rounds(home: ServerHome, grid: Grid, watch: Watch, publishes: bool = False) 
 
     def courier_to(directory: Mapping[str, Ed25519PublicKey]) -> FlowerCourier:
         people = len(directory)
-        return FlowerCourier(grid, directory, lambda nodes: -(-people // nodes) if home.simulated else 1)
+        if home.simulated:
+            return FlowerCourier(grid, directory, lambda nodes: -(-people // nodes))
+        return FlowerCourier(grid, directory, nodes=home.plan.cohort, greeting_s=home.deadlines.greeting)
 
     with home.rounds(courier_to, watch) as all_rounds:
         all_rounds.run()

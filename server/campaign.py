@@ -208,6 +208,20 @@ class Campaign:
         """
         write_atomic(self._path(asked.query.round, asked.query.attempt, "lost"), b"")
 
+    def lose_begun(self) -> None:
+        """Mark as lost the attempt that an earlier process of this server asked for and has no sum of, if there is one.
+
+        Where a masked vector may have left its device, the same question is never asked again: the devices that
+        answered are out of that sum, and the keys that would open it died with the process. The next attempt has new
+        noise. An attempt lost so counts towards MAX_ATTEMPTS like any other.
+        """
+        number = len(self.sums)
+        if self.finished:
+            return
+        attempt = self._attempt(number)
+        if self._path(number, attempt, "query").exists():
+            write_atomic(self._path(number, attempt, "lost"), b"")
+
     def _genuine(self, answer: Answer) -> bool:
         """Return whether the device's key in the directory signed the answer; without keys, nothing is checked."""
         key = self.keys.get(answer.device_id)

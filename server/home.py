@@ -84,10 +84,16 @@ class ServerHome:
 
     @contextmanager
     def rounds(self, courier_to: Callable[[Mapping[str, Ed25519PublicKey]], Courier], watch: Watch) -> Iterator[Rounds]:
-        """Yield the rounds that are left, with the ledger open and locked; `courier_to` gets the directory."""
+        """Yield the rounds that are left, with the ledger open and locked; `courier_to` gets the directory.
+
+        Of real devices an attempt that an earlier process began is lost, see `Campaign.lose_begun`; simulated ones live
+        and die with their server and answer the same question with the same bytes.
+        """
         key, basis = self.key, self.basis
         with Ledger(self.folder / "ledger" / "federation.jsonl", key) as ledger:
             campaign = open_campaign(self.plan, self.folder / "checkpoints" / ROUNDS, ledger, basis)
+            if self.plan.transport == "masked" and not self.simulated:
+                campaign.lose_begun()
             yield Rounds(
                 campaign,
                 courier_to(campaign.keys),

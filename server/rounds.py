@@ -87,13 +87,15 @@ class PrivateSum(Protocol):
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Seconds: `stage` for each exchange, `window` between the word to train and the first question for its result,
-    `training` for how long a device that is not ready is asked again, every `again` seconds."""
+    """Seconds: `greeting` for who is there, `stage` for each exchange after it, `window` between the word to train and
+    the first question for its result, `training` for how long a device that is not ready is asked again, every `again`
+    seconds."""
 
     stage: float = 90.0
     window: float = 0.0
     training: float = 3600.0
     again: float = 0.5
+    greeting: float = 30.0
 
 
 class Watch:

@@ -1,0 +1,170 @@
+"""The folder of one person's agent: what is in it, and who put it there.
+
+    agent.json                    settings                                    the person
+    root.pub                      the federation's root key, pinned           the person, on joining
+    policy.json, directory.json   signed by the root key                      the federation
+    bundle.sha256                 the one Flower bundle that is answered      the federation
+    device.key, noise.key         mode 0600, made here from the system        this program, once
+    people.jsonl, text/           the person's text                           the person
+    ledger/, answers/             what was spent; what must not be lost       this program
+    basis.safetensors             frozen factors, once delivered              this program
+    relay.sock, person.sock, person.token                                     this program, while it runs
+
+Keys are never made a second time beside a ledger: a device that lost its keys is another device.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from client.train import CoreTraining
+from privacy.canonical import is_digest, is_name
+from privacy.directory import Directory, open_directory
+from privacy.errors import ConfigError
+from privacy.files import write_atomic
+from privacy.policy import Policy, open_policy
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What a person's agent needs to know; raises ConfigError for what cannot be meant.
+
+    `device` is its name in the directory, `person` the `user` of its records. `hold_s` is the fixed time after which a
+    trained answer is ready; the same for everybody, above what training takes. `layers` is the federation's.
+    """
+
+    device: str
+    model: str
+    person: str = ""
+    layers: int = 10
+    scrub: bool = True
+    max_document_tokens: int = 512
+    steps: int = 2
+    step: float = 0.06
+    sampling_rate: float = 0.5
+    document_clip: float = 1.0
+    hold_s: float = 60.0
+    tick_s: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not is_name(self.device) or not self.model:
+            raise ConfigError("agent.json: device is a name of a directory, model a folder")
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            number = kind is float and type(value) is int
+            if field.name not in ("device", "model") and type(value) is not kind and not number:
+                raise ConfigError(f"agent.json: {field.name} is not {kind.__name__}")
+        if self.layers < 1 or self.steps < 1 or self.tick_s < 0 or self.hold_s < 0:
+            raise ConfigError("agent.json: layers and steps are at least 1, tick_s and hold_s at least 0")
+
+    @property
+    def training(self) -> CoreTraining:
+        """Return the settings of local training."""
+        return CoreTraining(self.steps, float(self.step), float(self.sampling_rate), float(self.document_clip))
+
+
+@dataclass(frozen=True)
+class AgentHome:
+    """One agent's folder, mode 0700."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> AgentSettings:
+        """Return the settings. Raises ConfigError where they are missing or hold anything unknown."""
+        try:
+            values: Any = json.loads((self.folder / "agent.json").read_bytes())
+            return AgentSettings(**values)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"agent.json: no settings ({type(error).__name__})") from None
+
+    def save(self, settings: AgentSettings) -> None:
+        """Write the settings into a folder that is made where it is missing."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        write_atomic(self.folder / "agent.json", json.dumps(values, indent=1).encode())
+
+    @property
+    def root_key(self) -> Ed25519PublicKey:
+        """Return the pinned root key of the federation."""
+        try:
+            digits = (self.folder / "root.pub").read_text().strip()
+        except OSError:
+            raise ConfigError("root.pub is missing: a device pins its federation's root key when it joins") from None
+        if not is_digest(digits):
+            raise ConfigError("root.pub is not 64 hexadecimal digits")
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(digits))
+
+    @property
+    def policy(self) -> Policy:
+        """Return the policy that the pinned root key signed."""
+        return open_policy(self._signed("policy.json"), self.root_key)
+
+    @property
+    def directory(self) -> Directory:
+        """Return the directory that the pinned root key signed."""
+        return open_directory(self._signed("directory.json"), self.root_key)
+
+    @property
+    def device_key(self) -> Ed25519PrivateKey:
+        """Return the device's signing key, made on first use."""
+        return Ed25519PrivateKey.from_private_bytes(self._secret("device.key"))
+
+    @property
+    def noise_key(self) -> bytes:
+        """Return the device's noise key, 32 bytes, made on first use."""
+        return self._secret("noise.key")
+
+    @property
+    def ledger_file(self) -> Path:
+        """Return where the device's ledger lies."""
+        return self.folder / "ledger" / f"{self.settings.device}.jsonl"
+
+    def new_token(self) -> bytes:
+        """Return a fresh token for the person's socket, written for this user alone to read."""
+        token = secrets.token_bytes(KEY_BYTES)
+        write_atomic(self.folder / "person.token", token, mode=0o600)
+        return token
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder's lock. Raises ConfigError if another agent runs in it; a dead one's lock is free."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError("another agent runs in this folder") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _signed(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError:
+            raise ConfigError(f"{name} is missing: get it from the federation") from None
+
+    def _secret(self, name: str) -> bytes:
+        path = self.folder / name
+        if not path.exists():
+            if self.ledger_file.exists():
+                raise ConfigError(f"{name} is gone, but the ledger is there: enrol again, as another device")
+            write_atomic(path, secrets.token_bytes(KEY_BYTES), mode=0o600)
+        key = path.read_bytes()
+        if len(key) != KEY_BYTES or path.stat().st_mode & 0o077:
+            raise ConfigError(f"{name} is not {KEY_BYTES} bytes that this user alone can read")
+        return key
