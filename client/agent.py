@@ -182,10 +182,7 @@ class Device:
     def _permit(self, query: Query, event: bytes, slots: Sequence[Cores] | None) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
         with self.books:
-            charged = {r.event: r for r in self.ledger.account.charged()}
-            mine = charged.pop(event.hex(), None)
-            spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)
-        self.policy.check(query, spent, len(charged))
+            self.policy.check(query, *self.ledger.spent(event))
         if slots is None or self.learner is None or len(slots) != query.slots:
             raise PolicyRefused(RefusalCode.RELEASE)
         if state_sha256(self.policy.basis_sha256, self.learner.layout, slots) != query.release_sha256:
