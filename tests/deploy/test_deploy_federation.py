@@ -1,4 +1,4 @@
-"""Two real devices over Flower's SuperLink and SuperNodes on loopback, and SIGKILL for each of their processes in turn."""
+"""Two real devices over Flower's SuperLink and SuperNodes on loopback; each of their processes is killed in turn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -84,28 +85,28 @@ class Rehearsal:
         until(lambda: bool(self.steps(self.first, number, step)), f"{step} in round {number}")
         assert not self.sums(number), "the round was over before anything could be killed in it"
 
-    def kill(self, *words: str) -> list[int]:
-        found: list[int] = []
-        until(lambda: bool(found) or bool(found.extend(self.federation.processes.running(*words)) or found), str(words))
-        for pid in found:
+    def kill(self, *words: str) -> None:
+        """Send SIGKILL to the processes of this federation whose command line or environment hold `words`."""
+        until(lambda: bool(self.federation.processes.running(*words)), f"a process of {words}")
+        for pid in self.federation.processes.running(*words):
             send(pid, signal.SIGKILL)
-        return found
 
     def finish(self, number: int) -> None:
         until(lambda: bool(self.sums(number)), f"the sum of round {number}")
 
     def check_budgets(self) -> None:
         """No answer is missing in a ledger: what left a device, or may have, is charged there, within its policy."""
-        asked = {home.folder.name: {q.event_id(home.folder.name).hex() for q in self.queries()} for home in self.homes}
-        federation = read_ledger(self.federation.folder / "server" / "ledger" / "federation.jsonl").account
-        for home in self.homes:
-            device, account = home.folder.name, read_ledger(home.ledger_file).account
-            charged = {r.event for r in account.charged()}
+        for home in self.homes:  # in this order, because the next round goes on meanwhile
+            device = home.folder.name
+            sums = sum(len(self.sums(number)) for number in range(ROUNDS))
             seen = {file.name.partition(".")[0] for file in (home.folder / "answers").iterdir()}
-            assert seen <= charged <= asked[device]
-            assert len(charged) >= sum(len(self.sums(n)) for n in range(ROUNDS))
-            assert account.spent_rho() == sum(q.rho or 0 for q in self.queries() if q.event_id(device).hex() in charged)
-            assert account.spent_rho() <= home.policy.budget_rho
+            account = read_ledger(home.ledger_file).account
+            charged = {r.event for r in account.charged()}
+            rho = {q.event_id(device).hex(): q.rho or Fraction(0) for q in self.queries()}
+            assert seen <= charged <= set(rho)
+            assert len(charged) >= sums
+            assert account.spent_rho() == sum(rho[event] for event in charged) <= home.policy.budget_rho
+            federation = read_ledger(self.federation.folder / "server" / "ledger" / "federation.jsonl").account
             assert federation.spent_rho(device) >= account.spent_rho(), "the federation claims no less than was spent"
 
     @property
