@@ -23,16 +23,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from client.train import CoreTraining
 from privacy.canonical import is_digest, is_name
 from privacy.directory import Directory, open_directory
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.policy import Policy, open_policy
+
+if TYPE_CHECKING:
+    from client.train import CoreTraining
 
 KEY_BYTES = 32
 
@@ -72,6 +74,8 @@ class AgentSettings:
     @property
     def training(self) -> CoreTraining:
         """Return the settings of local training."""
+        from client.train import CoreTraining  # torch loads here, and who only asks for a key needs none
+
         return CoreTraining(self.steps, float(self.step), float(self.sampling_rate), float(self.document_clip))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
 import socket
 import struct
@@ -146,20 +145,6 @@ def peer_command(connection: socket.socket) -> bytes:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def ask(home: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a running agent's answer to its person. Raises OSError if none runs."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
-        agent.settimeout(30.0)
-        agent.connect(os.fspath(home / "person.sock"))
-        data = json.dumps(request).encode()
-        token = (home / "person.token").read_bytes()
-        agent.sendall(b"confide-person/1\n" + token + struct.pack("<I", len(data)) + data)
-        with agent.makefile("rb") as stream:
-            (size,) = struct.unpack("<I", stream.read(4))
-            answer: dict[str, Any] = json.loads(stream.read(size))
-    return answer
 
 
 @contextmanager

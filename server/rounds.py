@@ -164,8 +164,7 @@ class Rounds:
         query = asked.query
         start = self.sign(Start(query.federation, query.campaign, query.round, slots))
         items = (basis_item(self.basis), start.item())
-        there = self.courier.greet([sha256_hex(item) for item in items])
-        present = {device: there[device] for device in asked.invited if device in there}
+        present = self._present(asked, [sha256_hex(item) for item in items])
         lacking = {d: tuple(item for i, item in enumerate(items) if not held >> i & 1) for d, held in present.items()}
         parcels = {parts: Delivery(parts).encode() for parts in set(lacking.values()) if parts}
         ready = {device for device, parts in lacking.items() if not parts}
@@ -178,6 +177,8 @@ class Rounds:
             return True
 
         self._exchange(asked, "release", deliveries, received)
+        if len(ready) < query.cohort.min_survivors:  # nobody has been asked to train, so nobody has paid
+            raise CohortTooSmall(f"{len(ready)} of {query.cohort.invited} devices are there")
         accepted: set[str] = set()
         refused: dict[str, str] = {}
 
@@ -194,6 +195,16 @@ class Rounds:
         self._exchange(asked, "fit", dict.fromkeys(sorted(ready), word), answered)
         _require_somebody(ready, accepted, refused)
         return accepted
+
+    def _present(self, asked: Asked, offered: Sequence[str]) -> dict[str, int]:
+        """Return the invited devices that are there with what they hold, once they are enough or the time is up."""
+        until = time.monotonic() + self.deadlines.greeting
+        while True:
+            there = self.courier.greet(offered)
+            present = {device: there[device] for device in asked.invited if device in there}
+            if len(present) >= asked.query.cohort.min_survivors or time.monotonic() > until:
+                return present
+            time.sleep(self.deadlines.again)
 
     def _stage(self, asked: Asked, machine: PrivateSum, answering: set[str]) -> set[str]:
         """Ask those of `answering` whom the sum asks at this stage; return who gave a genuine answer."""

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from client.agent_home import AgentHome
-from client.resident import ask
-from deploy.local.prepare import ROOT, Choice, prepare
+from client.listener import ask
+from deploy.local.choice import Choice
 from deploy.local.processes import Processes
 from privacy.errors import ConfideError, ConfigError
 from privacy.files import write_atomic
 
+ROOT = Path(__file__).resolve().parents[2]
 LINK = "confide"
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # Flower's own is a second, for each message
@@ -58,6 +59,8 @@ class Federation:
     def up(self, choice: Choice, stock: bool = False) -> None:
         """Prepare what is not there, start everything and wait until it is ready. Raises ConfideError."""
         if not (self.folder / "prepared").exists():
+            from deploy.local.prepare import prepare  # torch loads here
+
             prepare(self.folder, choice)
             write_atomic(self.folder / "prepared", b"")
         self.start_superlink()

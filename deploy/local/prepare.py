@@ -16,7 +16,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from client.agent_home import AgentHome, AgentSettings
 from client.base_model import base_model_path
 from client.basis import BasisSettings, own_samples, whitened_basis
 from client.model import LanguageModel
+from deploy.local.choice import Choice
 from privacy.accounting import rho_of
 from privacy.adapter import Basis
 from privacy.directory import Directory, Member, signed_directory
@@ -52,25 +52,6 @@ EXAMPLE = {
     "ada": ("The kettle sings before I do.", "I walked to the mill and back in the rain.", "No letters today."),
     "ben": ("We fixed the roof at last.", "My brother still owes me a ladder.", "Soup again, and I do not mind."),
 }
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What may be chosen. Two people give no privacy worth the name: this is a rehearsal of the machinery."""
-
-    model: str
-    people: Path | None = None
-    rounds: int = 1
-    layers: int = 10
-    rank: int = 8
-    samples: int = 64
-    sample_tokens: int = 112
-    own_tokens: int = 128
-    noise_multiplier: Fraction = Fraction(1)
-    clip: Fraction = Fraction(1, 10)
-    scrub: bool = True
-    hold_s: float = 30.0
-    stage_s: float = 90.0
 
 
 def prepare(folder: Path, choice: Choice) -> list[AgentHome]:
