@@ -39,6 +39,7 @@ HINTS: Mapping[str, str] = {
 Done = Callable[[str, bytes], None]
 
 
+GREETINGS = 4
 HANDED_OVER = ("answer", "mask")  # the stage at which a device's vector leaves it
 
 
@@ -162,8 +163,7 @@ class Rounds:
         query = asked.query
         start = self.sign(Start(query.federation, query.campaign, query.round, slots))
         items = (basis_item(self.basis), start.item())
-        there = self.courier.greet([sha256_hex(item) for item in items])
-        present = {device: there[device] for device in asked.invited if device in there}
+        present = self._gathered(asked, [sha256_hex(item) for item in items])
         lacking = {d: tuple(item for i, item in enumerate(items) if not held >> i & 1) for d, held in present.items()}
         parcels = {parts: Delivery(parts).encode() for parts in set(lacking.values()) if parts}
         ready = {device for device, parts in lacking.items() if not parts}
@@ -176,6 +176,8 @@ class Rounds:
             return True
 
         self._exchange(asked, "release", deliveries, received)
+        if len(ready) < query.cohort.min_survivors:  # before anybody trains, and pays, for a sum that cannot be
+            raise CohortTooSmall(f"{len(ready)} devices are there, the query needs {query.cohort.min_survivors}")
         accepted: set[str] = set()
         refused: dict[str, str] = {}
 
@@ -192,6 +194,20 @@ class Rounds:
         self._exchange(asked, "fit", dict.fromkeys(sorted(ready), word), answered)
         _require_somebody(ready, accepted, refused)
         return accepted
+
+    def _gathered(self, asked: Asked, offered: Sequence[str]) -> Mapping[str, int]:
+        """Return which of the invited are there, each with the bits of what it holds; asks a few times if too few are.
+
+        Relays that only just start take a while, and a greeting costs nobody anything.
+        """
+        present: Mapping[str, int] = {}
+        for _ in range(GREETINGS):
+            there = self.courier.greet(offered)
+            present = {device: there[device] for device in asked.invited if device in there}
+            if len(present) >= asked.query.cohort.min_survivors:
+                break
+            time.sleep(self.deadlines.again)
+        return present
 
     def _stage(self, asked: Asked, machine: PrivateSum, answering: set[str]) -> set[str]:
         """Ask those of `answering` whom the sum asks at this stage; return who gave a genuine answer."""
