@@ -30,6 +30,7 @@ from privacy.policy import Policy
 from privacy.query import Query
 from privacy.secagg.device import SumDevice
 from privacy.secagg.journal import MASKED, FileJournal, Journal
+from privacy.secagg.keys import Verify, verify_signature
 from privacy.session import Hello
 from privacy.wire import Answer, Refusal, RefusalCode, decode
 
@@ -65,11 +66,12 @@ class Device:
         learner: Learner | None,
         directory: Directory | None = None,
         journal: Journal | None = None,
+        verify: Verify = verify_signature,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
         self.learner = learner
         self.directory, self._journal = directory, journal or FileJournal(home)
-        self._key, self._noise_key = signing_key, noise_key
+        self._key, self._noise_key, self._verify = signing_key, noise_key, verify
         self.books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
 
     def hello(self, held: int, node_id: int, nonce: str) -> bytes:
@@ -146,7 +148,8 @@ class Device:
         update = self._local_update(query, event, slots)
         vector = make_answer(update, query, self.device_id, self._noise_key).vector
         journal = _Committing(self._journal, self._commit)
-        return SumDevice(query, self.device_id, self.directory, self._key, vector, self.ledger.head, journal).reply
+        head, verify = self.ledger.head, self._verify
+        return SumDevice(query, self.device_id, self.directory, self._key, vector, head, journal, verify=verify).reply
 
     def _commit(self, event: bytes) -> None:
         with self.books:
@@ -228,6 +231,7 @@ def open_devices(
     answers: Path,
     directory: Directory | None = None,
     new_journal: Callable[[Path], Journal] = FileJournal,
+    verify: Verify = verify_signature,
 ) -> dict[str, Device]:
     """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`."""
     devices = {}
@@ -236,5 +240,5 @@ def open_devices(
         home = answers / user
         home.mkdir(parents=True, exist_ok=True)
         noise_key, journal = noise_key_of(user), new_journal(home)
-        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key, learner, directory, journal)
+        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key, learner, directory, journal, verify)
     return devices

@@ -177,8 +177,8 @@ class Rounds:
             return True
 
         self._exchange(asked, "release", deliveries, received)
-        if len(ready) < query.cohort.min_survivors:  # nobody has been asked to train, so nobody has paid
-            raise CohortTooSmall(f"{len(ready)} of {query.cohort.invited} devices are there")
+        if len(ready) < query.cohort.min_survivors:  # before anybody trains, and pays, for a sum that cannot be
+            raise CohortTooSmall(f"{len(ready)} devices are there, the query needs {query.cohort.min_survivors}")
         accepted: set[str] = set()
         refused: dict[str, str] = {}
 

@@ -176,16 +176,17 @@ def test_only_who_answered_a_stage_is_asked_at_the_next(tmp_path: Path) -> None:
     crew.close()
 
 
-def test_who_lacks_something_gets_just_that_and_who_does_not_receive_is_not_asked_to_train(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["of something else", "silent"])
+def test_who_lacks_something_gets_just_that_and_who_does_not_receive_is_not_asked_to_train(
+    tmp_path: Path, fault: str
+) -> None:
     crew = Crew(tmp_path / "crew", N)
     crew.deliveries.take(crew.items[:1])
     parcels: list[bytes] = []
 
     def change(action: str, device: str, frame: bytes) -> Sequence[tuple[str, bytes]]:
         if action == "release" and device == "d00":
-            frame = Received(device, digest_of(())).encode()  # of something else
-        if action == "release" and device == "d01":
-            return []
+            return [] if fault == "silent" else [(device, Received(device, digest_of(())).encode())]
         return [(device, frame)]
 
     class Noting(HandCourier):
@@ -196,10 +197,30 @@ def test_who_lacks_something_gets_just_that_and_who_does_not_receive_is_not_aske
     courier = Noting(crew, change)
     with campaign_in(tmp_path / "server", crew) as campaign:
         rounds_over(campaign, courier).run()
-        assert campaign.sums[0].query.attempt == 1, "four of six are too few"
     items = decode_request(parcels[0]).items  # type: ignore[union-attr]
     assert len(items) == 1 and sha256_hex(items[0]) != crew.offered[0]
-    assert courier.asked["fit"][0] == ["d02", "d03", "d04", "d05"]
+    assert courier.asked["fit"] == [crew.users[1:]]
+    crew.close()
+
+
+def test_relays_that_only_just_start_cost_no_attempt(tmp_path: Path) -> None:
+    crew = Crew(tmp_path / "crew", N)
+    courier, greetings = HandCourier(crew), iter([[], crew.users[:2], crew.users])
+    courier.there = lambda: next(greetings)
+    with campaign_in(tmp_path / "server", crew) as campaign:
+        rounds_over(campaign, courier).run()
+        assert campaign.sums[0].query.attempt == 0 and campaign.sums[0].survivors == N
+    crew.close()
+
+
+def test_where_too_few_are_there_nobody_trains_and_nobody_pays(tmp_path: Path) -> None:
+    crew = Crew(tmp_path / "crew", N)
+    courier = HandCourier(crew)
+    courier.there = lambda: crew.users[:4]
+    with campaign_in(tmp_path / "server", crew) as campaign, pytest.raises(CohortTooSmall):
+        rounds_over(campaign, courier).run()
+    assert crew.learner.trained == [] and "fit" not in courier.asked
+    assert all(not list(device.ledger.account.charged()) for device in crew.devices.values())
     crew.close()
 
 
