@@ -176,8 +176,16 @@ class everything_into:  # noqa: N801 - reads as a statement
 
 
 def settings_of(people: Path, model: Path, engine: str, transport: str) -> list[str]:
+    rounds = 2 if transport == "masked" else 1
     return [
-        *(f'people="{people}"', f'model="{model}"', *FAST, "workers=1", "rounds=2", "compare_without_noise=false"),
+        *(
+            f'people="{people}"',
+            f'model="{model}"',
+            *FAST,
+            "workers=1",
+            f"rounds={rounds}",
+            "compare_without_noise=false",
+        ),
         *(engine, f"privacy.transport={transport}"),
     ]
 
@@ -265,7 +273,7 @@ def test_nothing_that_was_planted_is_in_anything_that_flower_carries_or_logs(
 ) -> None:
     ran = runs(transport)
     ways = [way for way, _ in ran.carried]
-    assert ways.count("up") >= 18 * 4 and ways.count("down") >= ways.count("up") > 0
+    assert ways.count("up") >= 18 * 3 and ways.count("down") >= ways.count("up") > 0
     assert [hit for _, data in ran.carried for hit in found(data, PLANTED, ids_of)] == []
     assert any("raylet" in name for name in ran.logs) and len(ran.logs) > 5
     assert {name: hits for name, data in ran.logs.items() if (hits := found(data, PLANTED, ids_of))} == {}
