@@ -1,4 +1,4 @@
-"""The messages around a sum: each re-encodes to itself, nothing else is read, a signature holds for one node and nonce."""
+"""The messages around a sum: each re-encodes, nothing else is read, signatures hold for one node and nonce."""
 
 from __future__ import annotations
 
