@@ -63,8 +63,7 @@ class Command:
         return asked and any("raylet" in line for line in marked_processes(self.mark))
 
     def said(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.read().decode()
+        return self.process.communicate()[0].decode()
 
     def left(self) -> list[str]:
         """Return what is alive after the time in which everything should have ended."""
@@ -95,6 +94,8 @@ def start(cache: Path, tiny_model_dir: Path, tmp_path: Path, temporary: Path) ->
     for one in started:
         if one.process.poll() is None:
             os.killpg(one.process.pid, signal.SIGKILL)
+        if one.process.stdout is not None:
+            one.process.stdout.close()
 
 
 def sockets_in(temporary: Path) -> list[str]:
@@ -107,7 +108,8 @@ def test_ctrl_c_ends_everything(start: Callable[..., Command], temporary: Path) 
     assert sockets_in(temporary)
     os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
     command.process.wait(ENDING_S)
-    assert command.process.returncode != 0 and b"Traceback" not in command.said().encode()
+    assert command.process.returncode != 0
+    assert "Traceback" not in command.said()
     assert command.left() == []
     assert sockets_in(temporary) == []
 
@@ -125,6 +127,16 @@ def test_a_run_that_fails_ends_everything(start: Callable[..., Command], tempora
     assert sockets_in(temporary) == []
 
 
+@pytest.mark.parametrize("name", ["gcs_server", "raylet", "DashboardAgent"])
+def test_killed_while_ray_starts_nothing_lives_on(start: Callable[..., Command], name: str) -> None:
+    """A process that is just being started must go as well."""
+    command = start()
+    command.wait_for(lambda: any(name in line for line in marked_processes(command.mark)))
+    os.kill(command.process.pid, signal.SIGKILL)
+    command.process.wait(ENDING_S)
+    assert command.left() == []
+
+
 def test_after_sigkill_nothing_lives_on_and_the_next_run_starts_and_ends(
     start: Callable[..., Command], temporary: Path
 ) -> None:
@@ -133,7 +145,7 @@ def test_after_sigkill_nothing_lives_on_and_the_next_run_starts_and_ends(
     os.kill(command.process.pid, signal.SIGKILL)
     command.process.wait(ENDING_S)
     assert command.left() == []
-    again = start("rounds=1")
+    again = start("rounds=1")  # a folder that was killed is overwritten
     assert again.process.wait(STARTING_S) == 0, again.said()
     assert again.left() == []
     assert len(sockets_in(temporary)) <= 1, "at most what the killed run could not take away"
