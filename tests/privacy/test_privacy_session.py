@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from privacy import session
+from privacy.canonical import sha256_hex
 from privacy.errors import SignatureInvalid, WireError
 from privacy.session import (
     MAX_DELIVERY_BYTES,
@@ -56,7 +56,12 @@ down = st.one_of(
 
 
 def start_of(rows: Any = ((1.0, 2.0),), **changes: Any) -> Start:
-    fields = {"federation": "test", "campaign": "spring", "round": 1, "slots": np.array(rows, np.float32)}
+    fields: dict[str, Any] = {
+        "federation": "test",
+        "campaign": "spring",
+        "round": 1,
+        "slots": np.array(rows, np.float32),
+    }
     return Start(**fields | changes)
 
 
@@ -275,7 +280,7 @@ def read_start(case: Any) -> None:
     rows: NDArray[np.float32] = np.array(case["rows"], np.float32)
     start = Start(case["federation"], case["campaign"], case["round"], rows).signed(KEY)
     assert start.item().hex() == case["item"]
-    assert session.sha256_hex(start.item()) == case["sha256"]
+    assert sha256_hex(start.item()) == case["sha256"]
     Start.from_item(bytes.fromhex(case["item"])).verify(VECTORS["public_key"])
 
 
@@ -284,7 +289,8 @@ def test_the_frozen_messages_are_read_and_written(case: Any) -> None:
     if case["kind"] == "start":
         read_start(case)
         return
-    frame, made = bytes.fromhex(case["frame"]), None
+    frame = bytes.fromhex(case["frame"])
+    made: Any
     if case["kind"] == "hello":
         made = Hello.signed(KEY, case["device_id"], case["held"], case["node"], case["nonce"])
     elif case["kind"] == "greeting":

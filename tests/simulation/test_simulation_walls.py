@@ -281,8 +281,8 @@ def test_nothing_that_was_planted_is_in_anything_that_flower_carries_or_logs(
     held = [p for p in ran.folder.rglob("*") if p.is_file()]
     assert len(held) > 10
     own = {"report.json", "report.html"}  # what the researcher of a simulation sees, no server has it
-    hits = {str(p): h for p in held if p.name not in own and (h := found(p.read_bytes(), PLANTED, ids_of))}
-    assert hits == {}
+    in_files = {str(p): h for p in held if p.name not in own and (h := found(p.read_bytes(), PLANTED, ids_of))}
+    assert in_files == {}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
