@@ -120,8 +120,9 @@ def test_our_options_are_those_that_flower_calls_with() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _run() -> None:
-    TaskIdentity.run_id = 1  # a message that is new, not a reply, asks for it
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):  # a message that is new, not a reply, asks for them
+        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def task(bundle: bytes = BUNDLE, message_type: str = "query.hello", frames: tuple[bytes, ...] = (b"x",)) -> Task:
