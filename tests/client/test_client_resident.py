@@ -231,7 +231,7 @@ def test_only_the_persons_own_lines_and_files_are_read(tmp_path: Path) -> None:
     rows.append({"user": "ada", "text": "Held out.", "split": "test"})
     (tmp_path / "people.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "note.md").write_text("A note.")
+    (tmp_path / "text" / "note.txt").write_text("A note.")
     (tmp_path / "text" / "image.png").write_bytes(b"\x89")
     assert [d.own_text.strip() for d in own_documents(tmp_path, "ada")] == ["Mine.", "Mine too.", "A note."]
     (tmp_path / "people.jsonl").write_text('{"user": "ada", "text": "unfinished')
