@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     options = _options(arguments)
     home = Path(environment.get("CONFIDE_HOME") or os.devnull)
     if options.parent_pid is not None:
+        # Flower ends a process by SIGINT to itself, which one begun in the background of a shell would ignore.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         end_with(options.parent_pid)
     certificates = Path(options.root_certificates).read_bytes() if options.root_certificates else None
     token = options.token or Path(options.token_file).read_text().strip()

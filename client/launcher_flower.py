@@ -66,7 +66,11 @@ class Runtime:
     @classmethod
     @contextmanager
     def opened(cls, address: str, token: str, certificates: bytes | None, insecure: bool) -> Iterator[Runtime]:
-        """Yield the line, with heartbeats going out so that the SuperNode knows that this process lives."""
+        """Yield the line, with heartbeats going out so that the SuperNode knows that this process lives.
+
+        After an error the heart is not waited for: it may be trying to reach a SuperNode that is gone. It ends with the
+        process.
+        """
         client = RuntimeHttpClient.from_server_address(
             address,
             insecure,
@@ -76,12 +80,10 @@ class Runtime:
         )
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         heartbeat.start()
-        try:
-            yield cls(client)
-        finally:
-            if heartbeat.is_running:
-                heartbeat.stop()
-            client.close()
+        yield cls(client)
+        if heartbeat.is_running:
+            heartbeat.stop()
+        client.close()
 
     def take(self) -> Task:
         """Return the task that the token stands for. Raises whatever Flower raises, LookupError for an empty one."""

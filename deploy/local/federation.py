@@ -119,6 +119,27 @@ class Federation:
             environment["PATH"] = f"{ROOT / 'deploy' / 'launcher'}{os.pathsep}{environment['PATH']}"
         return self.processes.start(f"{name}-supernode", command, environment)
 
+    def return_supernode(self, home: AgentHome) -> None:
+        """Start a SuperNode that was killed, again and again until the SuperLink takes it.
+
+        A SuperLink refuses a node (exit 305, code 2004) that it still believes to be there: for up to a minute after
+        the last sign of life. A service manager that restarts what ended does the same.
+        """
+        name = f"{home.folder.name}-supernode"
+        log = self.folder / "logs" / f"{name}.log"
+
+        def connected() -> bool:
+            before = log.stat().st_size
+            pid = self.start_supernode(home)
+            while (Path("/proc") / str(pid)).exists():
+                if b"SuperNode ID" in log.read_bytes()[before:]:
+                    return True
+                time.sleep(0.2)
+            time.sleep(5.0)
+            return False
+
+        self.wait(connected, f"the SuperNode of {home.folder.name}")
+
     def submit(self) -> str:
         """Submit a run of the campaign, new or begun, and return its id."""
         found = json.loads(self.flwr("run", str(ROOT), LINK, "--format", "json"))

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ class Processes:
                 stderr=log,
                 start_new_session=True,
             )
+        # A dead child that is not waited for keeps its process id: what watches for its parent's end never sees it.
+        threading.Thread(target=process.wait, daemon=True).start()
         (self.folder / "pids" / name).write_text(str(process.pid))
         return process.pid
 

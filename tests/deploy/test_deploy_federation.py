@@ -144,7 +144,7 @@ def test_a_round_and_then_every_process_killed_in_turn(rehearsal: Rehearsal) -> 
 
     rehearsal.when(3, "advertised")
     rehearsal.kill("flower-supernode", str(first.folder))
-    federation.start_supernode(first)
+    federation.return_supernode(first)
     rehearsal.finish(3)
     rehearsal.check_budgets()
 

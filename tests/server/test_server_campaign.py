@@ -445,3 +445,37 @@ def test_the_counts_noise_has_the_deviation_that_the_threshold_uses(tmp_path: Pa
                     errors.append(campaign.state.persona_counts[slot] - members)
     predicted = 4 * math.sqrt(18 / 12)
     assert 0.7 < np.std(errors) / predicted < 1.3
+
+
+def test_a_server_that_starts_again_loses_what_was_begun_and_has_no_sum(tmp_path: Path) -> None:
+    with Server(tmp_path) as campaign:
+        first = campaign.ask()
+    with Server(tmp_path) as campaign:
+        campaign.lose_begun()
+        second = campaign.ask()
+        assert (second.query.round, second.query.attempt) == (0, 1)
+        assert second.query.event_id("d00") != first.query.event_id("d00"), "new noise"
+        campaign.take(second, answers(second))
+    with Server(tmp_path) as campaign:
+        campaign.lose_begun()  # between rounds nothing was begun
+        third = campaign.ask()
+        assert (third.query.round, third.query.attempt) == (1, 0)
+        assert charges(campaign) == [(0, 0), (0, 1), (1, 0)], "what was lost stays spent"
+
+
+def test_a_server_that_dies_in_every_attempt_ends_its_round(tmp_path: Path) -> None:
+    for _ in range(MAX_ATTEMPTS):
+        with Server(tmp_path) as campaign:
+            campaign.lose_begun()
+            campaign.ask()
+    with Server(tmp_path) as campaign:
+        campaign.lose_begun()
+        with pytest.raises(CohortTooSmall, match=f"{MAX_ATTEMPTS} attempts"):
+            campaign.ask()
+
+
+def test_a_finished_campaign_has_begun_nothing(tmp_path: Path) -> None:
+    with Server(tmp_path) as campaign:
+        finish(campaign)
+        campaign.lose_begun()
+    assert not list((tmp_path / "rounds").glob("*.lost"))
