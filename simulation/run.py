@@ -44,6 +44,7 @@ PACKAGES = (
     "flwr",
 )
 SCRUB_PEOPLE = 12
+GREETING_S = 300.0  # Flower and Ray take their time to start their relays on a busy machine
 PATIENT_S = 6 * 3600.0  # simulated people drop out by schedule, never by the clock
 
 
@@ -163,7 +164,7 @@ def server_home(setting: Setting) -> ServerHome:
         setting.folder.path,
         plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed, setting.directory.sha256),
         ReleaseOf(config.model, model_sha256(setting.model_path)),
-        Deadlines(stage=PATIENT_S, training=PATIENT_S),
+        Deadlines(stage=PATIENT_S, training=PATIENT_S, greeting=GREETING_S),
         simulated=True,
         dropout=config.dropout,
     )

@@ -6,6 +6,7 @@ import json
 import struct
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from privacy.session import (
     Start,
     Training,
     digest_of,
+    history_item,
+    read_history,
 )
 from privacy.wire import MAX_BYTES, MAX_REQUEST_BYTES, decode, decode_request
 
@@ -42,7 +45,7 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "session.json").re
 
 names = st.text("abcxyz019", min_size=1, max_size=30)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
-items = st.builds(lambda kind, rest: bytes([kind]) + rest, st.sampled_from([1, 2]), st.binary(max_size=200))
+items = st.builds(lambda kind, rest: bytes([kind]) + rest, st.sampled_from([1, 2, 3]), st.binary(max_size=200))
 up = st.one_of(
     st.builds(Hello, names, st.integers(0, 2**16 - 1), st.binary(min_size=64, max_size=64)),
     st.builds(Received, names, digests),
@@ -227,7 +230,7 @@ def test_one_signature_never_stands_for_another_purpose() -> None:
         lambda: Delivery(()),
         lambda: Delivery((b"\x01",) * 17),
         lambda: Delivery((b"",)),
-        lambda: Delivery((b"\x03x",)),
+        lambda: Delivery((b"\x04x",)),
         lambda: Training(b""),
         lambda: Training(bytes(MAX_QUERY_BYTES + 1)),
         lambda: start_of(round=2**32),
@@ -311,3 +314,16 @@ def test_the_frozen_messages_are_read_and_written(case: Any) -> None:
 def test_the_generator_does_not_import_what_it_tests() -> None:
     source = (Path(__file__).parents[1] / "vectors" / "generate_session.py").read_text()
     assert "import privacy" not in source and "from privacy" not in source
+
+
+@given(
+    st.binary(max_size=80), st.dictionaries(st.integers(1, 2**32 - 1), st.lists(st.binary(min_size=32, max_size=32)))
+)
+def test_a_history_is_read_as_it_was_written(note: bytes, proofs: dict[int, list[bytes]]) -> None:
+    assert read_history(history_item(note, proofs)) == (note, proofs)
+
+
+@given(st.binary(max_size=300))
+def test_a_history_of_other_bytes_raises_only_wire_error(tail: bytes) -> None:
+    with suppress(WireError):
+        assert history_item(*read_history(b"\x03" + tail)) == b"\x03" + tail

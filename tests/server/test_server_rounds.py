@@ -108,7 +108,10 @@ def campaign_in(folder: Path, crew: Crew, **changes: Any) -> Iterator[Campaign]:
 
 
 def rounds_over(campaign: Campaign, courier: Any, **changes: Any) -> Rounds:
-    settings: dict[str, Any] = {"deadlines": Deadlines(stage=5.0, training=2.0, again=0.01), "watch": Notes()}
+    settings: dict[str, Any] = {
+        "deadlines": Deadlines(stage=5.0, training=2.0, again=0.01, greeting=0.1),
+        "watch": Notes(),
+    }
     return Rounds(campaign, courier, BASIS.to_bytes(), lambda start: start.signed(SERVER_KEY), **settings | changes)
 
 
