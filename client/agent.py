@@ -30,6 +30,7 @@ from privacy.policy import Policy
 from privacy.query import Query
 from privacy.secagg.device import SumDevice
 from privacy.secagg.journal import MASKED, FileJournal, Journal
+from privacy.secagg.keys import Verify, verify_signature
 from privacy.session import Hello
 from privacy.wire import Answer, Refusal, RefusalCode, decode
 
@@ -65,11 +66,12 @@ class Device:
         learner: Learner | None,
         directory: Directory | None = None,
         journal: Journal | None = None,
+        verify: Verify = verify_signature,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
         self.learner = learner
         self.directory, self._journal = directory, journal or FileJournal(home)
-        self._key, self._noise_key = signing_key, noise_key
+        self._key, self._noise_key, self._verify = signing_key, noise_key, verify
         self.books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
 
     def hello(self, held: int, node_id: int, nonce: str) -> bytes:
@@ -146,7 +148,8 @@ class Device:
         update = self._local_update(query, event, slots)
         vector = make_answer(update, query, self.device_id, self._noise_key).vector
         journal = _Committing(self._journal, self._commit)
-        return SumDevice(query, self.device_id, self.directory, self._key, vector, self.ledger.head, journal).reply
+        head, verify = self.ledger.head, self._verify
+        return SumDevice(query, self.device_id, self.directory, self._key, vector, head, journal, verify=verify).reply
 
     def _commit(self, event: bytes) -> None:
         with self.books:
@@ -182,10 +185,7 @@ class Device:
     def _permit(self, query: Query, event: bytes, slots: Sequence[Cores] | None) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
         with self.books:
-            charged = {r.event: r for r in self.ledger.account.charged()}
-            mine = charged.pop(event.hex(), None)
-            spent = self.ledger.spent_rho() - (mine.query.rho or 0 if mine is not None else 0)
-        self.policy.check(query, spent, len(charged))
+            self.policy.check(query, *self.ledger.spent(event))
         if slots is None or self.learner is None or len(slots) != query.slots:
             raise PolicyRefused(RefusalCode.RELEASE)
         if state_sha256(self.policy.basis_sha256, self.learner.layout, slots) != query.release_sha256:
@@ -231,6 +231,7 @@ def open_devices(
     answers: Path,
     directory: Directory | None = None,
     new_journal: Callable[[Path], Journal] = FileJournal,
+    verify: Verify = verify_signature,
 ) -> dict[str, Device]:
     """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`."""
     devices = {}
@@ -239,5 +240,5 @@ def open_devices(
         home = answers / user
         home.mkdir(parents=True, exist_ok=True)
         noise_key, journal = noise_key_of(user), new_journal(home)
-        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key, learner, directory, journal)
+        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key, learner, directory, journal, verify)
     return devices

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -35,21 +36,21 @@ def pass_on(message: Message, context: Context) -> Message:
         frames = list(cast("list[bytes]", message.content.config_records[RECORD][FRAMES]))
     except Exception:  # noqa: BLE001 - Flower sends an exception's text to the server; a message of another form
         frames = []
-    answers = [answer_of(i, frame, context) for i, frame in enumerate(frames)]
+    answers = [NOTHING] * len(frames)
+    for i, frame in enumerate(frames):
+        with suppress(Exception):  # as above: what failed is told to nobody
+            answers[i] = answer_of(i, frame, context)
     return Message(RecordDict({RECORD: ConfigRecord({FRAMES: answers})}), reply_to=message)
 
 
 def answer_of(i: int, frame: bytes, context: Context) -> bytes:
-    """Return the agent's answer to the i-th frame of a message to this node."""
+    """Return the agent's answer to the i-th frame of a message to this node; raises for whatever is no message."""
     if frame == NOTHING:
         return NOTHING
-    try:
-        decode_request(frame)
-        place, path = agent_of(i, context)
-        answer = exchange(path, place, context.node_id % 2**64, frame)
-        decode(answer)
-    except Exception:  # noqa: BLE001 - as above: what failed is told to nobody
-        return NOTHING
+    decode_request(frame)
+    place, path = agent_of(i, context)
+    answer = exchange(path, place, context.node_id % 2**64, frame)
+    decode(answer)
     return answer
 
 

@@ -6,26 +6,28 @@ release signer signed them. A query then names the hash of the adapters that it 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from privacy.adapter import AdapterLayout, Basis, Cores, state_sha256
 from privacy.canonical import sha256_hex
-from privacy.errors import ModelError, WireError
+from privacy.errors import ConfideError, ModelError, WireError
 from privacy.files import write_atomic
 from privacy.policy import Policy
 from privacy.session import BASIS_ITEM, Start, basis_item
 
 KEPT_STARTS = 4
+BASIS_FILE = "basis.safetensors"
 
 
 class Deliveries:
-    """What one device, or all devices of one host, were given.
+    """What one device, or all devices of one host, were given; many threads may take and look.
 
     `on_basis` is called once, when the policy's basis has arrived or was there already. With `folder` the basis is kept
-    there, so that an agent that starts again has it; the adapters of a round are not kept: a round that was cut off is
-    over.
+    there, so that an agent that starts again has it; one that cannot be read, or that the policy no longer names, is
+    asked for again. The adapters of a round are not kept: a round that was cut off is over.
     """
 
     def __init__(
@@ -39,11 +41,11 @@ class Deliveries:
         self._basis: Basis | None = None
         self._items: set[str] = set()
         self._starts: OrderedDict[str, tuple[str, list[Cores]]] = OrderedDict()  # state hash -> item hash, cores
-        kept = folder / "basis.safetensors" if folder is not None else None
-        if basis is None and kept is not None and kept.exists():
-            basis = Basis.load(kept)
+        self._lock = threading.RLock()
         if basis is not None:
             self._take_basis(basis.to_bytes())
+        elif folder is not None:
+            self._take_kept(folder / BASIS_FILE)
 
     @property
     def layout(self) -> AdapterLayout | None:
@@ -52,34 +54,50 @@ class Deliveries:
 
     def held(self, offered: Sequence[str]) -> int:
         """Return which of the `offered` item hashes are held, as bits."""
-        have = self._items | {item for item, _ in self._starts.values()}
+        with self._lock:
+            have = self._items | {item for item, _ in self._starts.values()}
         return sum(1 << i for i, digest in enumerate(offered) if digest in have)
 
     def take(self, items: Sequence[bytes]) -> None:
         """Keep what was delivered. Raises ConfideError for what the policy does not name or nobody signed."""
         for item in items:
-            if item[0] == BASIS_ITEM:
-                self._take_basis(item[1:])
-            else:
-                self._take_start(item)
+            with self._lock:
+                if item[0] == BASIS_ITEM:
+                    self._take_basis(item[1:])
+                else:
+                    self._take_start(item)
 
     def start(self, state: str) -> list[Cores] | None:
         """Return the cores of each slot whose state hash is `state`, if they were delivered."""
-        found = self._starts.get(state)
+        with self._lock:
+            found = self._starts.get(state)
         return None if found is None else found[1]
 
+    def _take_kept(self, path: Path) -> None:
+        try:
+            data = path.read_bytes()
+            basis = self._named(data)
+        except (OSError, ConfideError):
+            return
+        self._on_basis(basis)
+        self._basis = basis
+        self._items.add(sha256_hex(basis_item(data)))
+
     def _take_basis(self, data: bytes) -> None:
+        basis = self._named(data)
+        if self._basis is None:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_atomic(self._folder / BASIS_FILE, data)
+            self._on_basis(basis)
+            self._basis = basis
+        self._items.add(sha256_hex(basis_item(data)))  # last: whatever failed before is delivered again
+
+    def _named(self, data: bytes) -> Basis:
         basis = Basis.from_bytes(data)
         if basis.sha256 != self._policy.basis_sha256:
             raise ModelError("a basis that the policy does not name")
-        self._items.add(sha256_hex(basis_item(data)))
-        if self._basis is not None:
-            return
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._folder / "basis.safetensors", data)
-        self._basis = basis
-        self._on_basis(basis)
+        return basis
 
     def _take_start(self, item: bytes) -> None:
         start = Start.from_item(item)

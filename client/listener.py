@@ -38,15 +38,18 @@ Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Listener:
-    """A Unix socket, mode 0600, served by threads until `close`; a stale one from a dead process is replaced."""
+    """A Unix socket, mode 0600, served by threads until `close`; a stale one from a dead process is replaced.
+
+    Raises ConfigError for a path that is too long, is no socket, or at which another process listens.
+    """
 
     def __init__(self, path: Path, users: Collection[int] = ()) -> None:
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise ConfigError(f"{path}: too long for a socket, at most {MAX_PATH_BYTES} bytes")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path, self._users = path, {os.getuid(), *users}
+        _remove_stale(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path.unlink(missing_ok=True)
         before = os.umask(0o177 if not users else 0o117)
         try:
             self._socket.bind(os.fspath(path))
@@ -60,8 +63,11 @@ class Listener:
         raise AssertionError("a listener says whom it serves")
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening. Whoever is being served is served to the end."""
+        if self._socket.fileno() < 0:
+            return
         self.path.unlink(missing_ok=True)
+        self._socket.shutdown(socket.SHUT_RDWR)  # a thread in `accept` is not woken by `close` alone
         self._socket.close()
 
     def _accept(self) -> None:
@@ -78,7 +84,7 @@ class Listener:
             try:
                 if peer_user(connection) in self._users:
                     self.serve(connection)
-            except (OSError, EOFError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - a thread's error would go to stderr, and its text may be a person's
                 logger.warning("%s: a connection ended: %s", self.path.name, type(error).__name__)
 
 
@@ -93,10 +99,7 @@ class RelaySocket(Listener):
         """Answer the requests of one relay."""
         if received(connection, len(RELAY_PREAMBLE)) != RELAY_PREAMBLE:
             return
-        while True:
-            head = received(connection, 16, may_end=True)
-            if not head:
-                return
+        while head := received(connection, 16, may_end=True):
             started = time.monotonic()
             place, node_id, size = struct.unpack("<IQI", head)
             if size > MAX_REQUEST_BYTES:
@@ -121,16 +124,31 @@ class PersonSocket(Listener):
             return
         if not hmac.compare_digest(received(connection, TOKEN_BYTES), self._token):
             return
-        while True:
-            head = received(connection, 4, may_end=True)
-            if not head:
-                return
+        while head := received(connection, 4, may_end=True):
             (size,) = struct.unpack("<I", head)
             if size > MAX_PERSON_BYTES:
                 return
             request = json.loads(received(connection, size))
             answer = json.dumps(self._handle(request) if isinstance(request, dict) else {}).encode()
             connection.sendall(struct.pack("<I", len(answer)) + answer)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a process that is gone; raises ConfigError for anything else that is there."""
+    if not path.is_socket():
+        if path.exists():
+            raise ConfigError(f"{path} is there and is no socket")
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.settimeout(1.0)
+        try:
+            other.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError:  # no room in its queue, or not ours to ask: somebody is there
+            pass
+    raise ConfigError(f"{path}: another process listens there; is the agent running already?")
 
 
 def ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -148,14 +166,14 @@ def ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 def received(connection: socket.socket, size: int, may_end: bool = False) -> bytes:
     """Return exactly `size` bytes; raises EOFError if the other side ends before.
 
-    With `may_end` a connection that ends before the first byte gives no bytes: whoever asked is done.
+    With `may_end`, b"" if it ends before the first of them.
     """
     parts = bytearray()
     while len(parts) < size:
         part = connection.recv(min(size - len(parts), 2**20))
-        if not part and may_end and not parts:
-            return b""
         if not part:
+            if may_end and not parts:
+                return b""
             raise EOFError("the connection ended")
         parts += part
     return bytes(parts)

@@ -35,13 +35,31 @@ class Job:
 
     run: Callable[[], Part]
     accepted_s: float
-    part: Part | None = None
+    failed: Part
     done: threading.Event = field(default_factory=threading.Event)
+    _part: Part | None = None
+    _one: threading.Lock = field(default_factory=threading.Lock)
 
     def finish(self) -> None:
-        """Run it; `Device.part` never raises."""
-        self.part = self.run()
-        self.done.set()
+        """Run it, once. `Device.part` does not raise; if it did, the answer is `failed`."""
+        with self._one:
+            if self._part is None:
+                try:
+                    self._part = self.run()
+                except Exception as error:  # noqa: BLE001 - an error of a thread goes to stderr with all its text
+                    logger.warning("a training failed: %s", type(error).__name__)
+                    self._part = self.failed
+                self.done.set()
+
+    def answer(self, frame: bytes) -> bytes:
+        """Return the answer to a stage, one frame after the other.
+
+        A server may ask through two relays at once. A device that checked both requests before it moved on would sign
+        two sets of survivors.
+        """
+        with self._one:
+            assert self._part is not None
+            return self._part(frame)
 
 
 class Worker:
@@ -137,7 +155,8 @@ class AgentService:
                 refused = device.refusal(query_bytes, slots)
                 if refused is not None:
                     return refused
-                job = Job(lambda: device.part(query_bytes, slots or []), self._clock())
+                failed = device.refuse(query_sha256, RefusalCode.UNABLE)
+                job = Job(lambda: device.part(query_bytes, slots or []), self._clock(), lambda _frame: failed)
                 self._jobs[place, query_sha256] = job
                 self._forget_old(place)
                 self._worker.put(job)
@@ -148,12 +167,11 @@ class AgentService:
         device, job = self.devices[place], self._jobs.get((place, request.query_sha256))
         if job is None:
             return device.refuse(request.query_sha256, RefusalCode.STALE)
-        if isinstance(self._worker, Lazy) and not job.done.is_set():
+        if isinstance(self._worker, Lazy):
             job.finish()
         if self._clock() < job.accepted_s + self._pace.hold_s or not job.done.wait(self._pace.patience_s):
             return device.refuse(request.query_sha256, RefusalCode.BUSY)
-        assert job.part is not None
-        return job.part(data)
+        return job.answer(data)
 
     def _slots(self, query_bytes: bytes) -> list[Cores] | None:
         try:

@@ -39,13 +39,14 @@ OWN_MODULES = ("q_proj", "v_proj", "o_proj", "down_proj")
 class CoreTraining:
     """The shared core's local steps. `step` is the L2 length of each step in the whitened coordinates of the basis.
 
-    `sampling_rate` is rounded to 1 over a whole number. `document_clip` bounds the gradient of one document's mean
-    loss; `noise_multiplier` 0 means clipping only, no record-level epsilon claimed.
+    `sampling_rate` is rounded to 1 over a whole number. Below 1 it only serves a record-level epsilon: most people have
+    one document a round, and at 1/2 a quarter of them then answer zero. `document_clip` bounds the gradient of one
+    document's mean loss; `noise_multiplier` 0 means clipping only, no record-level epsilon claimed.
     """
 
     steps: int = 2
     step: float = 0.06
-    sampling_rate: float = 0.5
+    sampling_rate: float = 1.0
     document_clip: float = 1.0
     noise_multiplier: float = 0.0
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -20,7 +20,7 @@ from privacy.canonical import Json, canonical_json, is_digest, parse_canonical
 from privacy.chain import Entry
 from privacy.checkpoint import Checkpoint, read_checkpoint, verify_cosignature
 from privacy.errors import ConfideError, ConfigError, LedgerError, PolicyRefused, SignatureInvalid, WireError
-from privacy.history import Figures, History, open_history
+from privacy.history import Figures, History, Visit, open_history, thinned
 from privacy.meter import Meter
 from privacy.policy import Policy, open_policy
 from privacy.query import Query
@@ -46,13 +46,16 @@ class Unsent(StrEnum):
     NOT_ASKED = "not asked"  # the federation: the query was handed to no device
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What a device spent: zCDP in its lifetime, zCDP within the year, answers."""
+class Spent(NamedTuple):
+    """What a device spent, in the order in which `Policy.check` takes it.
+
+    zCDP in its lifetime, answers, zCDP within the year, and whether signed time dated that year (`privacy.meter`).
+    """
 
     rho: Fraction
-    year_rho: Fraction
     participations: int
+    year_rho: Fraction
+    witnessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Account:
     seen: Checkpoint | None = None
     forked: bool = False
     adopted: Figures = field(default_factory=Figures)
+    adoptions: dict[int, Figures] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     _heads: list[str] = field(default_factory=list)
     _adopted_from: dict[str, Figures] = field(default_factory=dict)
@@ -134,7 +138,7 @@ class Account:
         own = (known.query.rho or Fraction(0)) if known is not None and known.counts else Fraction(0)
         counted = self._counted + self.adopted.participations - (known is not None and known.counts)
         year = self.meter.year_rho(now_ms)
-        return Spent(self.spent_rho() - own, max(Fraction(0), year - own), counted)
+        return Spent(self.spent_rho() - own, counted, max(Fraction(0), year - own), self.meter.witnessed)
 
     def figures(self, device: str | None = None) -> Figures:
         """Return the figures that somebody else should remember, aborted events included: they never fall."""
@@ -203,8 +207,7 @@ class Account:
                 f"round {new.query.round} attempt {new.query.attempt} was asked with another query before"
             )
         if self.policy is not None and new.device != FEDERATION:
-            spent = self.spent(entry.ts_ms)
-            self.policy.check(new.query, spent.rho, spent.participations, spent.year_rho)
+            self.policy.check(new.query, *self.spent(entry.ts_ms))
         self.reservations[new.event] = new
         self.asked[_place(new)] = new.event
         rho = new.query.rho or Fraction(0)
@@ -240,6 +243,7 @@ class Account:
         if lost == Figures():
             raise LedgerError("an ADOPT of a history in which nothing is lost")
         self.adopted += lost
+        self.adoptions[entry.seq] = lost
         before = self._adopted_from.get(signer, Figures())
         self._adopted_from[signer] = before.largest(history.total)
         self.meter.charge(f"adopted:{entry.seq}", lost.rho, entry.ts_ms)
@@ -277,6 +281,24 @@ def refused_for(account: Account) -> None:
     """Raise PolicyRefused if the owner must not answer this federation again, whatever it asks."""
     if account.forked:
         raise PolicyRefused(RefusalCode.HISTORY, "the federation signed two histories")
+
+
+def remembered(account: Account, device: str) -> History:
+    """Return what the federation's ledger remembers of a device, for it to adopt after a restore; sign before sending.
+
+    A visit is each answer in a sum, whose COMMIT notes the `heads` of the devices' ledgers. Every round that asked the
+    device counts, whether or not its answer came: it may have left.
+    """
+    visits: list[Visit] = []
+    total = Figures()
+    for asked in account.reservations.values():
+        if not asked.concerns(device):
+            continue
+        total += _figures(asked.query)
+        heads = asked.facts.get("heads")
+        if isinstance(heads, dict) and is_digest(heads.get(device)):
+            visits.append(Visit(str(heads[device]), total))
+    return History(str(account.genesis.get("federation")), device, thinned(tuple(visits)), total)
 
 
 def reservation(body: Mapping[str, Json]) -> Reservation:

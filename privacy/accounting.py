@@ -17,7 +17,9 @@ from fractions import Fraction
 from typing import Final
 
 from privacy.errors import BudgetExhausted, ConfigError
+from privacy.history import Figures
 from privacy.query import Query, fraction_text
+from privacy.sampling import sampled_rounds, sampling_rows
 from privacy.wire import RefusalCode
 
 DELTAS: Final = (1e-5, 1e-6, 1e-9)
@@ -28,6 +30,7 @@ _FIGURES: Final = (
     "epsilon",
     "epsilon_gdp",
     "epsilon_pld",
+    "server_rho",
     "epsilon_server",
     "sybil_floor_rho",
     "sybil_floor_epsilon",
@@ -44,10 +47,20 @@ def rho_of(noise_multiplier: Fraction) -> Fraction:
 def sybil_rho(query: Query) -> Fraction:
     """Return the zCDP of one answer of `query` seen alone, honest / (2 z^2): its own noise is all that protects it.
 
-    What remains against a server whose other devices are all its own, and, while sums are added in the clear, against
-    any server.
+    What remains against a server whose other devices are all its own, whatever the transport, and where sums are added
+    in the clear against any server.
     """
     return query.cohort.honest * rho_of(query.noise_multiplier)
+
+
+def server_rho(query: Query) -> Fraction:
+    """Return the zCDP of one answer against the server that adds: that of the sum if masked, else of the answer alone.
+
+    Masked, for a server that runs the protocol and may own up to `max_colluding` devices of a directory that it does
+    not write; above 128 invited but for a probability of 2^-40 a sum, which belongs to delta. A server that invents
+    devices is `sybil_rho`, one that breaks the protocol is what THREATS.md says.
+    """
+    return rho_of(query.noise_multiplier) if query.transport == "masked" else sybil_rho(query)
 
 
 def sybil_noise_multiplier(query: Query) -> float:
@@ -141,13 +154,25 @@ class ZcdpFilter:
         return self.budget - self.spent
 
 
-def statement(charged: Sequence[Query], deltas: Sequence[float] = DELTAS) -> dict[str, object]:
+def statement(
+    charged: Sequence[Query],
+    deltas: Sequence[float] = DELTAS,
+    *,
+    adopted: Figures | None = None,
+    released: Sequence[Query] = (),
+) -> dict[str, object]:
     """Return the privacy statement of a campaign for reports, from the queries charged to its busiest device.
 
-    Every figure is per user. `epsilon` is against whoever sees only sums; `epsilon_server` is against a server that
-    sees each answer by itself, as it does with every transport that exists, and equals the Sybil floor. The maps are
-    keyed by deltas as `repr` writes them. If one query was not private, every figure is None, `stamp` NOT PRIVATE.
+    Every figure is per user, and for a lifetime: of the whole ledger, with what a restored device `adopted`. `epsilon`
+    is against whoever sees only sums. `epsilon_server` is against the server: that of the sums where they were masked,
+    as long as at least the honest floor of each cohort is honest and the directory of keys is; of each answer by itself
+    otherwise. The Sybil floor is that of each answer by itself, whatever the transport. The maps are keyed by deltas as
+    `repr` writes them. If one query was not private, every figure is None, `stamp` NOT PRIVATE.
+
+    `released` are the queries whose sums were used, all of them; if devices sampled themselves in every one, `sampled`
+    says what that is worth against a reader who does not see who took part. It changes no other figure.
     """
+    more = adopted or Figures()
     counts = Counter(query.noise_multiplier for query in charged)
     facts: dict[str, object] = {
         "unit": "user",
@@ -155,36 +180,43 @@ def statement(charged: Sequence[Query], deltas: Sequence[float] = DELTAS) -> dic
         "amplification": "none",
         "mechanism": "distributed discrete Gaussian, integer L2 clip",
         "transport": sorted({query.transport for query in charged}),
-        "participations": len(charged),
+        "participations": len(charged) + more.participations,
         "noise_multiplier": [float(z) for z in sorted(counts)],
         "cohort_floor": min((query.cohort.min_survivors for query in charged), default=None),
         "honest_floor": min((query.cohort.honest for query in charged), default=None),
     }
-    if not all(query.private for query in charged):
+    if more != Figures():
+        facts["adopted_rho"] = fraction_text(more.rho)
+    if more.unprotected or not all(query.private for query in charged):
         return facts | {"private": False, "stamp": "NOT PRIVATE"} | dict.fromkeys(_FIGURES)
-    rho = sum((rho_of(query.noise_multiplier) for query in charged), Fraction(0))
-    alone = sum((sybil_rho(query) for query in charged), Fraction(0))
-    server = {repr(delta): epsilon_zcdp(alone, delta) for delta in deltas}
+    if sampled_rounds(released):
+        facts["sampled"] = sampling_rows(released, deltas)
+    rho = sum((rho_of(query.noise_multiplier) for query in charged), more.rho)
+    alone = sum((sybil_rho(query) for query in charged), more.alone_rho)
+    server = sum((server_rho(query) for query in charged), more.alone_rho)
     figures = (
         float(rho),
         fraction_text(rho),
         {repr(delta): epsilon_zcdp(rho, delta) for delta in deltas},
         {repr(delta): epsilon_gdp(rho, delta) for delta in deltas},
-        {repr(delta): epsilon for delta, epsilon in zip(deltas, _pld(counts, deltas), strict=True)},
-        server,
+        dict(zip(map(repr, deltas), _pld(counts, deltas, more.rho), strict=True)),
+        float(server),
+        {repr(delta): epsilon_zcdp(server, delta) for delta in deltas},
         float(alone),
-        server,
+        {repr(delta): epsilon_zcdp(alone, delta) for delta in deltas},
     )
     return facts | {"private": True, "stamp": None} | dict(zip(_FIGURES, figures, strict=True))
 
 
-def _pld(counts: Mapping[Fraction, int], deltas: Sequence[float]) -> list[float]:
+def _pld(counts: Mapping[Fraction, int], deltas: Sequence[float], more: Fraction = Fraction(0)) -> list[float]:
     from dp_accounting import GaussianDpEvent, NeighboringRelation, SelfComposedDpEvent  # here: it takes a second
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
     for noise_multiplier, count in counts.items():
         accountant.compose(SelfComposedDpEvent(GaussianDpEvent(float(noise_multiplier)), count))
+    if more:
+        accountant.compose(GaussianDpEvent(math.sqrt(1 / (2 * more))))
     return [float(accountant.get_epsilon(delta)) for delta in deltas]
 
 

@@ -64,7 +64,7 @@ class LedgerView:
     @property
     def origin(self) -> str:
         """Return the name of the ledger in checkpoints: federation/owner."""
-        return f"{self.genesis.get('federation')}/{self.genesis.get('owner')}"
+        return f"{self.genesis.get('federation', '')}/{self.genesis.get('owner', '')}"
 
 
 def read_ledger(path: Path, key: Ed25519PublicKey | None = None, *, every_signature: bool = True) -> LedgerView:
@@ -134,7 +134,7 @@ class Ledger:
         return self._account.spent_rho(device)
 
     def spent(self, excluding: bytes | None = None) -> Spent:
-        """Return what `Policy.check` needs: spent in all, within the year, and how often; `excluding` one event.
+        """Return what `Policy.check` takes after the query: what was spent; without the event `excluding`.
 
         The time is that of this ledger, which never runs backwards: the clock's, or its last entry's if that is later.
         """
@@ -248,7 +248,7 @@ class Ledger:
     def checkpoint(self) -> Checkpoint:
         """Return the present state, for others to keep; the origin is `federation/owner` of GENESIS."""
         genesis = self._account.genesis
-        origin = f"{genesis.get('federation')}/{genesis.get('owner')}"
+        origin = f"{genesis.get('federation', '')}/{genesis.get('owner', '')}"
         return Checkpoint(origin, len(self._entries), tree_root(self._leaves()).hex())
 
     def write_checkpoint(self) -> bytes:

@@ -35,7 +35,8 @@ class Campaign:
 
     `participations` of each person over `rounds` rounds, so that people * participations / rounds are invited to each;
     `dropout` is the share of the invited that does not answer; `dim` the numbers of one core; `alpha` the norm of the
-    mean of the clipped unit updates. `delta` None means min(1e-6, 1 / (10 people)).
+    mean of the clipped unit updates. `delta` None means min(1e-6, 1 / (10 people)). `transport` is `masked` or `ideal`
+    (added in the clear); without noise there is nothing to plan.
     """
 
     people: int
@@ -51,6 +52,7 @@ class Campaign:
     own_tokens: int = 512
     local_steps: int = 2
     tokens_per_second: float = 300.0
+    transport: str = "ideal"
 
     def __post_init__(self) -> None:
         _require((self.epsilon is None) != (self.noise_multiplier is None), "give epsilon or noise multiplier, one")
@@ -59,6 +61,7 @@ class Campaign:
             self.rounds >= 1 and 1 <= self.times <= self.rounds, "participations must be 1 to the number of rounds"
         )
         _require(0 <= self.dropout < 1, "dropout is a share from 0 up to, not including, 1")
+        _require(self.transport in ("masked", "ideal"), "transport must be masked or ideal")
         _require(self.personas >= 1 and 1 <= self.dim <= MAX_DIM, f"personas from 1, dim from 1 to {MAX_DIM}")
         _require(0 < self.alpha <= 1, "alpha is a length above 0 and up to 1")
         _require(0 < self.delta_used < 0.5, "delta must be above 0 and below 1/2")
@@ -97,7 +100,11 @@ class Campaign:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to expect: the mechanism, the cohort, three epsilons, noise against signal, costs, one verdict."""
+    """What to expect: the mechanism, the cohort, four epsilons, noise against signal, costs, one verdict.
+
+    `server_epsilon` is against the server itself: with masks the `epsilon` of the release, as long as the honest floor
+    of each cohort is honest and the directory of keys is; without, the Sybil floor, of each answer by itself.
+    """
 
     campaign: Campaign
     noise_multiplier: Fraction
@@ -106,6 +113,7 @@ class Plan:
     rho: Fraction
     epsilon: float
     epsilon_gdp: float
+    server_epsilon: float
     sybil_floor_epsilon: float
     noise_ratio: float
     noise_to_clip: float
@@ -129,6 +137,7 @@ class Plan:
             "delta": asked.delta_used,
             "alpha": asked.alpha,
             "dropout": asked.dropout,
+            "transport": asked.transport,
             "noise_multiplier": float(self.noise_multiplier),
             "rho": float(self.rho),
             "unit": "user",
@@ -159,6 +168,7 @@ def plan(campaign: Campaign) -> Plan:
         rho=rho,
         epsilon=epsilon_zcdp(rho, delta),
         epsilon_gdp=epsilon_gdp(rho, delta),
+        server_epsilon=epsilon_zcdp(rho if campaign.transport == "masked" else rho * cohort.honest, delta),
         sybil_floor_epsilon=epsilon_zcdp(rho * cohort.honest, delta),
         noise_ratio=ratio,
         noise_to_clip=ratio * campaign.alpha,

@@ -26,6 +26,7 @@ def plan(
     personas: Annotated[int, typer.Option(help="Persona slots.")] = 1,
     dim: Annotated[int, typer.Option(help="Numbers of one shared core.")] = 4480,
     alpha: Annotated[float, typer.Option(help="Norm of the mean of clipped unit updates: 0.4 to 0.6 measured.")] = 0.5,
+    transport: Annotated[str, typer.Option(help="How answers are added: masked, or ideal (in the clear).")] = "ideal",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Say what a campaign would cost and be worth, before anyone trains."""
@@ -41,6 +42,7 @@ def plan(
             personas=personas,
             dim=dim,
             alpha=alpha,
+            transport=transport,
         )
     )
     if as_json:
@@ -75,8 +77,9 @@ def rows(found: Plan) -> list[tuple[str, str]]:
         (
             "Sybil floor",
             f"{found.sybil_floor_epsilon:.1f} per user {at}, if all other devices are the server's;"
-            " the same against the server itself until secure aggregation exists",
+            " no protocol betters it",
         ),
+        ("against the server", _server(found, at)),
         (
             "cohort",
             f"{cohort.invited} invited, at least {cohort.min_survivors} answers, noise for {cohort.honest} honest;"
@@ -91,6 +94,14 @@ def rows(found: Plan) -> list[tuple[str, str]]:
         ("bytes per device", f"{found.bytes_up:,} up, {found.bytes_down:,} down, and the basis once"),
         ("minutes per device", f"{found.minutes:.1f} at {asked.tokens_per_second:.0f} tokens a second"),
     ]
+
+
+def _server(found: Plan, at: str) -> str:
+    figure = f"{found.server_epsilon:.2f} per user {at}"
+    if found.campaign.transport != "masked":
+        return f"{figure}: answers are added in the clear, it sees each one by itself"
+    most = found.cohort.max_colluding
+    return f"{figure}, with an honest directory of keys and at most {most} of a cohort's devices on its side"
 
 
 def _fraction(text: str) -> Fraction:

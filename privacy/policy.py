@@ -82,10 +82,18 @@ class Policy:
         for name in ("allow_replayed_noise", "allow_unprotected"):
             _require(type(getattr(self, name)) is bool, name)
 
-    def check(self, query: Query, spent_rho: Fraction, participations: int, year_rho: Fraction | None = None) -> None:
+    def check(
+        self,
+        query: Query,
+        spent_rho: Fraction,
+        participations: int,
+        year_rho: Fraction | None = None,
+        witnessed: bool = False,
+    ) -> None:
         """Return if the device may answer `query` after `participations` answers that cost `spent_rho`.
 
-        `year_rho` of it was spent within the year; None counts all of it. Take the three from `Ledger.spent`. Raises
+        `year_rho` of it was spent within the year: call as `check(query, *ledger.spent(event))`. None counts all of it,
+        and so does a year that no signed time dated (`witnessed`) where the policy names a witness. Raises
         PolicyRefused with the first bound that fails, in the order of `RefusalCode`; last BudgetExhausted, for the
         lifetime, then for the year.
         """
@@ -95,7 +103,8 @@ class Policy:
         if query.rho is not None:
             ZcdpFilter(self.budget_rho, spent_rho).charge(query.rho)
             if self.yearly_rho is not None:
-                within = spent_rho if year_rho is None else year_rho
+                dated = witnessed or self.witness_key is None
+                within = year_rho if year_rho is not None and dated else spent_rho
                 ZcdpFilter(self.yearly_rho, within, RefusalCode.YEARLY).charge(query.rho)
 
     def _bounds(self, query: Query, participations: int) -> list[tuple[bool, RefusalCode]]:

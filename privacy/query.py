@@ -75,6 +75,22 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Each of `people` devices takes part with probability `rate`, by its own coin (`privacy.sampling`).
+
+    `cohort.invited` is then the most whose answers are taken, drawn at random from those who came.
+    """
+
+    people: int
+    rate: Fraction
+
+    def __post_init__(self) -> None:
+        _require(type(self.people) is int and 1 <= self.people <= MAX_INVITED, "sampling.people", self.people)
+        exact = isinstance(self.rate, Fraction) and _FRACTION.fullmatch(fraction_text(self.rate))
+        _require(exact and 0 < self.rate <= 1, "sampling.rate", self.rate)
+
+
+@dataclass(frozen=True)
 class Query:
     """One question of a campaign: layout, clip, noise, cohort and all it depends on.
 
@@ -104,6 +120,7 @@ class Query:
     limits: Limits
     directory_sha256: str = NO_DIRECTORY
     replayed_noise: bool = False
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         for name in ("federation", "campaign", "objective"):
@@ -120,6 +137,8 @@ class Query:
         if self.transport == "masked":
             _require(self.directory_sha256 != NO_DIRECTORY, "directory_sha256", self.directory_sha256)
             _require(2 <= self.cohort.invited <= MAX_MASKED, "cohort.invited (masked)", self.cohort.invited)
+        sampled = isinstance(self.sampling, Sampling) and self.cohort.invited <= self.sampling.people
+        _require(self.sampling is None or sampled, "sampling", self.sampling)
         self._check_mechanism()
 
     def _check_mechanism(self) -> None:
@@ -204,6 +223,9 @@ class Query:
         fields: dict[str, object] = {**asdict(self), "protocol": PROTOCOL}
         fields["clip_norm"] = fraction_text(self.clip_norm)
         fields["noise_multiplier"] = fraction_text(self.noise_multiplier)
+        del fields["sampling"]  # written only where devices sample: a query without it has the bytes it always had
+        if self.sampling is not None:
+            fields["sampling"] = {"people": self.sampling.people, "rate": fraction_text(self.sampling.rate)}
         return canonical_json(fields)
 
     @classmethod
@@ -211,13 +233,18 @@ class Query:
         """Return the query whose canonical bytes are exactly `data`; WireError for form, ConfigError for meaning."""
         if len(data) > MAX_BYTES:
             raise WireError(f"query longer than {MAX_BYTES} bytes")
-        fields = exact_fields(parse_canonical(data), {"protocol", *cls.__dataclass_fields__}, "query")
+        value = parse_canonical(data)
+        absent = {"sampling"} if isinstance(value, dict) and "sampling" not in value else set()
+        fields = exact_fields(value, {"protocol", *cls.__dataclass_fields__} - absent, "query")
         if fields.pop("protocol") != PROTOCOL:
             raise WireError(f"query of another protocol than {PROTOCOL}")
         fields["clip_norm"] = parse_fraction(fields["clip_norm"])
         fields["noise_multiplier"] = parse_fraction(fields["noise_multiplier"])
         fields["cohort"] = Cohort(**exact_fields(fields["cohort"], set(Cohort.__dataclass_fields__), "cohort"))
         fields["limits"] = Limits(**exact_fields(fields["limits"], set(Limits.__dataclass_fields__), "limits"))
+        if not absent:
+            sampling = exact_fields(fields["sampling"], set(Sampling.__dataclass_fields__), "sampling")
+            fields["sampling"] = Sampling(sampling["people"], parse_fraction(sampling["rate"]))
         return cls(**fields)
 
     @cached_property

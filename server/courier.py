@@ -101,16 +101,17 @@ class FlowerCourier:
         """Push one message to each node and pull replies until the deadline; errors and strangers count as nothing."""
         until = self._clock() + deadline_s
         messages = [_message(node, message_type, frames, deadline_s) for node, frames in boxes.items()]
-        waiting = set(self._grid.push_messages(messages))
+        pushed = {str(name) for name in self._grid.push_messages(messages) if name}  # None: the grid did not take it
+        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages if m.metadata.message_id in pushed}
         pause, longest = POLL_S
         while waiting and self._clock() < until:
-            for reply in self._grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                node = reply.metadata.src_node_id
+            for reply in self._grid.pull_messages(list(waiting)):
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None or (node != reply.metadata.src_node_id and not reply.has_error()):
+                    continue  # a reply that came twice, too late, or from a node that nobody asked
                 pause = POLL_S[0]
-                if node in boxes:
-                    for place, data in enumerate(_frames(reply)[: len(boxes[node])]):
-                        heard(node, place, data)
+                for place, data in enumerate(_frames(reply)[: len(boxes[node])]):
+                    heard(node, place, data)
             if waiting:
                 time.sleep(pause)
                 pause = min(1.5 * pause, longest)

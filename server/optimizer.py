@@ -47,7 +47,8 @@ class FedAvg:
 class FedAdam:
     """Adam on the mean (Reddi et al. 2021, arXiv:2003.00295), bias-corrected, length set by `learning_rate`.
 
-        m <- b1 m + (1-b1) mean,  s <- b2 s + (1-b2) mean^2,  w <- w + rate sqrt(dim) u / ||u||,  u = m' / (sqrt(s') + e)
+        m <- b1 m + (1-b1) mean,  s <- b2 s + (1-b2) mean^2
+        u = m' / (sqrt(s') + e),  w <- w + rate sqrt(dim) u / ||u||
 
     e is `floor` times the root mean square of s', so that numbers which only hold noise are not blown up. The step's
     root mean square is `learning_rate` in every round, however short the mean has become. The velocity is

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -170,25 +170,30 @@ class Rounds:
         ready = {device for device, parts in lacking.items() if not parts}
         deliveries = {device: parcels[parts] for device, parts in lacking.items() if parts}
 
-        def received(device: str, message: Message) -> None:
-            if isinstance(message, Received) and message.digest == digest_of(lacking[device]):
-                ready.add(device)
+        def received(device: str, message: Message) -> bool:
+            if not isinstance(message, Received) or message.digest != digest_of(lacking[device]):
+                return False
+            ready.add(device)
+            return True
 
         self._exchange(asked, "release", deliveries, received)
-        if len(ready) < query.cohort.min_survivors:  # nobody has been asked to train, so nobody has paid
-            raise CohortTooSmall(f"{len(ready)} of {query.cohort.invited} devices are there")
+        if len(ready) < query.cohort.min_survivors:  # before anybody trains, and pays, for a sum that cannot be
+            raise CohortTooSmall(f"{len(ready)} devices are there, the query needs {query.cohort.min_survivors}")
         accepted: set[str] = set()
         refused: dict[str, str] = {}
 
-        def answered(device: str, message: Message) -> None:
-            if isinstance(message, Accepted) and message.query_sha256 == query.sha256:
+        def answered(device: str, message: Message) -> bool:
+            if not isinstance(message, Accepted | Refusal) or message.query_sha256 != query.sha256:
+                return False
+            if isinstance(message, Accepted):
                 accepted.add(device)
-            elif isinstance(message, Refusal):
+            else:
                 refused[device] = message.code
+            return True
 
         word = Training(asked.query_bytes).encode()
         self._exchange(asked, "fit", dict.fromkeys(sorted(ready), word), answered)
-        _require_somebody(accepted, refused)
+        _require_somebody(ready, accepted, refused)
         return accepted
 
     def _present(self, asked: Asked, offered: Sequence[str]) -> dict[str, int]:
@@ -203,7 +208,7 @@ class Rounds:
 
     def _stage(self, asked: Asked, machine: PrivateSum, answering: set[str]) -> set[str]:
         """Ask those of `answering` whom the sum asks at this stage; return who gave a genuine answer."""
-        name, arrived, refused = machine.stage, set[str](), dict[str, str]()
+        name, arrived, refused, heard = machine.stage, set[str](), dict[str, str](), set[str]()
         requests = {device: frame for device, frame in machine.requests().items() if device in answering}
         waiting = requests
         lost = self.dropped(asked) if name in HANDED_OVER else frozenset()
@@ -213,34 +218,44 @@ class Rounds:
             busy: dict[str, bytes] = {}
 
             def done(device: str, frame: bytes, busy: dict[str, bytes] = busy) -> None:
-                if _code(frame) == RefusalCode.BUSY:
+                if device not in requests or device in arrived:
+                    return
+                code = _code(frame, device, asked.query)
+                if code == RefusalCode.BUSY:
                     busy[device] = requests[device]
                     return
-                self.watch.answered(asked, name, device)
-                if device in lost or device not in requests:
-                    return
-                if machine.receive(device, frame):
-                    arrived.add(device)
-                elif code := _code(frame):
+                if code:
                     refused[device] = code
+                elif device not in lost:
+                    if not machine.receive(device, frame):
+                        return
+                    arrived.add(device)
+                busy.pop(device, None)
+                if device not in heard:
+                    heard.add(device)
+                    self.watch.answered(asked, name, device)
 
             self.courier.exchange(name, waiting, self.deadlines.stage, done)
             waiting = busy if time.monotonic() < until else {}
             if waiting:
                 time.sleep(self.deadlines.again)
         if not lost:
-            _require_somebody(arrived, refused)
+            _require_somebody(requests, arrived, refused)
         return arrived
 
     def _exchange(
-        self, asked: Asked, action: str, frames: Mapping[str, bytes], take: Callable[[str, Message], None]
+        self, asked: Asked, action: str, frames: Mapping[str, bytes], take: Callable[[str, Message], bool]
     ) -> None:
+        heard: set[str] = set()
+
         def done(device: str, frame: bytes) -> None:
             with suppress(WireError):
                 message = decode(frame)
-                if message.device_id == device and device in frames:
+                if device not in frames or device in heard or message.device_id != device:
+                    return
+                if take(device, message):
+                    heard.add(device)
                     self.watch.answered(asked, action, device)
-                    take(device, message)
 
         if frames:
             self.watch.stage(asked, action, len(frames))
@@ -264,18 +279,20 @@ def scheduled_dropouts(seed: int, share: float, asked: Asked) -> frozenset[str]:
     return frozenset(rng.permutation(sorted(asked.invited))[: int(share * len(asked.invited))].tolist())
 
 
-def _require_somebody(answered: set[str], refused: Mapping[str, str]) -> None:
+def _require_somebody(asked: Collection[str], answered: set[str], refused: Mapping[str, str]) -> None:
     """Raise ConfideError where every device refused: another attempt would be refused too."""
-    if refused and not answered:
+    if asked and not answered and set(refused) == set(asked):
         codes = sorted(set(refused.values()))
         hint = next((HINTS[code] for code in codes if code in HINTS), "")
         raise ConfideError(f"every device refused: {', '.join(codes)}{hint}")
 
 
-def _code(frame: bytes) -> str:
-    """Return the code of a refusal, "" for any other frame."""
+def _code(frame: bytes, device: str, query: Query) -> str:
+    """Return the code of the device's refusal of this query, "" for any other frame."""
     try:
         message = decode(frame)
     except WireError:
         return ""
-    return message.code if isinstance(message, Refusal) else ""
+    if not isinstance(message, Refusal) or (message.device_id, message.query_sha256) != (device, query.sha256):
+        return ""
+    return message.code

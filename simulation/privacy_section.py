@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from simulation.report_schema import Adversary, Privacy, RecordPrivacy
-from simulation.wording import NOT_PROTECTED
+from simulation.wording import not_protected
 
 
 def privacy_section(
@@ -18,12 +18,11 @@ def privacy_section(
     snr: float | None,
     noise_ratio: float | None,
     record: RecordPrivacy | None = None,
-    not_protected: Sequence[str] = NOT_PROTECTED,
 ) -> Privacy:
     """Return the report's privacy section for a `privacy.accounting.statement` made at the same `deltas`.
 
-    Adversaries stand in the order released, server, sybils. The server's and the Sybils' rows are equal as long as no
-    transport hides a single answer from the server. Where the statement claims nothing, or a figure is infinite, the
+    Adversaries stand in the order released, server, sybils. The server's row is that of the released sums where all
+    were masked, and that of the Sybils where none was. Where the statement claims nothing, or a figure is infinite, the
     section says None at every delta: an absent bound is shown as such, never as a number.
     """
     keys = [repr(float(delta)) for delta in deltas]
@@ -32,7 +31,8 @@ def privacy_section(
         return {key: _finite((statement[name] or {}).get(key)) for key in keys}
 
     count = int(statement["participations"])
-    rho, alone = _finite(statement["rho"]), _finite(statement["sybil_floor_rho"])
+    rho, server, alone = (_finite(statement[name]) for name in ("rho", "server_rho", "sybil_floor_rho"))
+    transport = ", ".join(statement["transport"])
     section: Privacy = {
         "unit": statement["unit"],
         "adjacency": statement["adjacency"],
@@ -48,16 +48,16 @@ def privacy_section(
         "honest_floor": statement["honest_floor"],
         "noise_multiplier": min(statement["noise_multiplier"], default=None),
         "amplification": statement["amplification"],
-        "transport": ", ".join(statement["transport"]),
+        "transport": transport,
         "clip_fraction": clip_fraction,
         "snr": snr,
         "noise_ratio": noise_ratio,
         "adversaries": [
             _adversary("released", count, rho, at_deltas("epsilon")),
-            _adversary("server", count, alone, at_deltas("epsilon_server")),
+            _adversary("server", count, server, at_deltas("epsilon_server")),
             _adversary("sybils", count, alone, at_deltas("sybil_floor_epsilon")),
         ],
-        "not_protected": list(not_protected),
+        "not_protected": list(not_protected(transport)),
     }
     if record is not None:
         section["record"] = record

@@ -58,7 +58,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS, interval_of=interval_of)
-    words = {name: getattr(wording, name) for name in ("ADVERSARIES", "ARM_MEANINGS", "epsilon_meaning")}
+    words = {name: getattr(wording, name) for name in ("ARM_MEANINGS", "epsilon_meaning")}
     return environment.get_template("report.html.j2").render(report=report, **words, **_view(report))
 
 

@@ -95,9 +95,12 @@ def headline(arms: Mapping[str, Arm], claimed: Mapping[str, Any], replayed: bool
     sybils = _at(claimed, "sybil_floor_epsilon", HEADLINE_DELTA)
     claim = f"epsilon {epsilon:.2f} at delta {HEADLINE_DELTA:g} per user (released)"
     lines.append(f"global, {claim}: {_against_base(arms['global'])}")
+    if claimed["transport"] == ["masked"]:
+        seen = f"epsilon {server:.2f}: it learns masked sums alone, never one device's update"
+    else:
+        seen = f"epsilon {server:.1f} of a single device's update, added in the clear"
     lines.append(
-        f"against the server itself: epsilon {server:.1f} of a single device's update until secure aggregation exists; "
-        f"the Sybil floor (all other devices collude) is epsilon {sybils:.1f}"
+        f"against the server itself: {seen}; the Sybil floor (all other devices collude) is epsilon {sybils:.1f}"
     )
     return lines
 

@@ -35,15 +35,27 @@ ARM_MEANINGS: Mapping[str, str] = {
     "wrong_person": "global and somebody else’s own adapter: the control, should help nobody",
 }
 PERSON_ARMS = ("base", "global", "own", "own_record_dp", "retrieval", "all", "wrong_person")
+MASKED = "masked"
 ADVERSARIES: Mapping[str, tuple[str, str]] = {
     "released": ("whoever holds the released adapter", "the sum over all devices of a round, with everybody’s noise"),
     "server": ("the server itself", "each device’s own answer, with that device’s own share of the noise only"),
     "sybils": ("a server that runs all other devices", "the sum, with all noise but one device’s known to it"),
 }
+MASKED_SERVER = (
+    "the server itself",
+    "the same sum and nothing below it: answers come under masks. While at most a tenth of the invited work with it, "
+    "and keys come from a directory that it does not write",
+)
+CLEAR_SERVER_LIMIT = (
+    "One device’s answer from the server itself, beyond the row “the server itself”: sums of this run were added in "
+    "the clear, so the server sees each answer with that device’s own share of the noise only."
+)
+MASKED_SERVER_LIMIT = (
+    "One device’s answer from a server that invents devices, or that more than a tenth of the invited work with: the "
+    "last row is all that holds then. In a simulation the one machine holds every key, mask and text."
+)
 NOT_PROTECTED = (
     "That a device took part, when, and from which address. The server and the network see it.",
-    "One device’s answer from the server itself, beyond the row “the server itself”: until secure aggregation exists, "
-    "the server sees each answer with that device’s own share of the noise only.",
     "What many people share. The unit is one person; a fact that a group writes is learnt, as it is meant to be.",
     "The own adapter and the index on the person’s own device. Whoever can open the device can read them.",
     "The right result. A device may send any vector, a server may publish anything: poisoning is not prevented.",
@@ -51,6 +63,17 @@ NOT_PROTECTED = (
     "This page. Its figures, person by person above all, are computed in the clear, which only a simulation can do; "
     "epsilon covers the released adapters, not this page.",
 )
+
+
+def adversaries(transport: str) -> Mapping[str, tuple[str, str]]:
+    """Return who the adversaries are and what each sees, by the transport of all sums of a run."""
+    return {**ADVERSARIES, "server": MASKED_SERVER} if transport == MASKED else ADVERSARIES
+
+
+def not_protected(transport: str) -> tuple[str, ...]:
+    """Return what a run does not protect, by the transport of all its sums."""
+    limit = MASKED_SERVER_LIMIT if transport == MASKED else CLEAR_SERVER_LIMIT
+    return (NOT_PROTECTED[0], limit, *NOT_PROTECTED[1:])
 
 
 def arm_label(name: str, *, not_private: bool = False) -> str:

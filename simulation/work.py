@@ -34,6 +34,7 @@ from privacy.policy import open_policy
 from privacy.query import Query
 from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
+from privacy.secagg.keys import RememberedChecks
 from simulation.host import HostSettings
 
 Vector = NDArray[np.float64]
@@ -117,6 +118,7 @@ class HostWork:
             self.folder / "checkpoints" / "answers",
             directory,
             lambda _: MemoryJournal(),  # nothing leaves this machine: what a crash cut off is asked again as it was
+            RememberedChecks(),
         )
         self.lock = threading.RLock()
         self._basis, self._policy, self._number = basis, policy, settings.number

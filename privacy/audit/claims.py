@@ -19,6 +19,7 @@ from privacy.ledger import LedgerView
 from privacy.query import Query, fraction_text, parse_fraction
 from privacy.record import RecordCharge
 from privacy.release import Release, privacy_claim
+from privacy.sampling import sampled_rounds
 
 TOLERANCE = 1e-3  # a report may round; a release may not (its rho is compared exactly)
 RECORD_TOLERANCE = 0.01  # a numerical accountant against a closed bound
@@ -33,8 +34,10 @@ def check_release_claim(release: Release | None, federation: LedgerView) -> Find
     if account is None:
         return judged("claims.release", ["the release names a state that this ledger does not have"], "")
     claimed = release.facts.privacy
-    expected = privacy_claim(stated(account.busiest(), _claimed_deltas(claimed)))
+    expected = privacy_claim(stated(account.busiest(), _claimed_deltas(claimed), _released(account)))
     problems = list(_differences(claimed, expected, tuple(expected), exact=True))
+    if "sampled" in claimed and "sampled" not in expected:
+        problems.append("it claims amplification by sampling, the ledger's rounds were not sampled by devices")
     if release.facts.private and account.unprotected():
         problems.append("it says private, the ledger shows charges without fresh noise")
     rho = expected["rho_exact"]
@@ -49,7 +52,7 @@ def check_report_claim(report: Mapping[str, Any] | None, federation: LedgerView)
     claimed = report.get("privacy")
     if not isinstance(claimed, dict):
         return judged("claims.report", ["it has no privacy section"], "")
-    expected = stated(federation.account.busiest(), _claimed_deltas(claimed))
+    expected = stated(federation.account.busiest(), _claimed_deltas(claimed), _released(federation.account))
     problems = [*_round_problems(report, federation)]
     if report.get("not_private"):
         return judged("claims.report", problems, "it claims no privacy; its rounds are those of the ledger")
@@ -60,6 +63,8 @@ def check_report_claim(report: Mapping[str, Any] | None, federation: LedgerView)
     )
     problems += _differences(claimed, {"noise_multiplier": noise}, ("noise_multiplier",), exact=False)
     problems += _adversary_problems(claimed, expected)
+    if "sampled" in claimed:
+        problems += _differences(claimed, {"sampled": expected.get("sampled")}, ("sampled",), exact=False)
     return judged("claims.report", problems, "rho, every epsilon, participations, floors and rounds are the ledger’s")
 
 
@@ -121,9 +126,17 @@ def record_rows(evidence: Evidence) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 @lru_cache(maxsize=16)
-def stated(queries: tuple[Query, ...], deltas: tuple[float, ...] = DELTAS) -> Mapping[str, Any]:
+def stated(
+    queries: tuple[Query, ...], deltas: tuple[float, ...] = DELTAS, released: tuple[Query, ...] = ()
+) -> Mapping[str, Any]:
     """Return the accountant's statement, computed once for the same queries and deltas; read only."""
-    return statement(queries, deltas)
+    return statement(queries, deltas, released=released)
+
+
+def _released(account: Account) -> tuple[Query, ...]:
+    """Return the queries whose sums were taken if devices sampled themselves in them, else none."""
+    found = tuple(r.query for r in account.reservations.values() if r.state == "committed")
+    return found if sampled_rounds(found) else ()
 
 
 def account_until(entries: Sequence[Entry], head: str) -> Account | None:
@@ -138,7 +151,7 @@ def account_until(entries: Sequence[Entry], head: str) -> Account | None:
 
 def facts_of(evidence: Evidence, federation: LedgerView) -> dict[str, object]:
     """Return what the page and the JSON show beside the findings: plain values, all from ledgers and release."""
-    figures = stated(federation.account.busiest())
+    figures = stated(federation.account.busiest(), DELTAS, _released(federation.account))
     first = next(iter(federation.account.reservations.values()), None)
     rows, _ = record_rows(evidence)
     return {
@@ -292,6 +305,7 @@ def _device_summary(evidence: Evidence, federation: LedgerView) -> dict[str, obj
     spent = [float(a.spent_rho(None if own else name)) for a, name in zip(accounts, names, strict=True)]
     times = [a.participations(None if own else name) for a, name in zip(accounts, names, strict=True)]
     budget = evidence.policy.budget_rho if evidence.policy is not None else None
+    yearly = evidence.policy.yearly_rho if evidence.policy is not None else None
     return {
         "count": len(names),
         "charged": sum(each > 0 for each in times),
@@ -300,6 +314,8 @@ def _device_summary(evidence: Evidence, federation: LedgerView) -> dict[str, obj
         "participations": {"min": min(times), "median": median(times), "max": max(times)} if times else None,
         "budget_rho": float(budget) if budget is not None else None,
         "budget_epsilon": epsilon_zcdp(budget, DELTAS[1]) if budget is not None else None,
+        "yearly_rho": float(yearly) if yearly is not None else None,
+        "yearly_epsilon": epsilon_zcdp(yearly, DELTAS[1]) if yearly is not None else None,
     }
 
 

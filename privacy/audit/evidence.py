@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from privacy.audit.verdict import Finding, judged, unchecked
 from privacy.chain import read_chain
-from privacy.checkpoint import verify_checkpoint
+from privacy.checkpoint import cosignatures, verify_checkpoint, verify_cosignature
 from privacy.errors import ConfideError, ConfigError, LedgerError, ReleaseInvalid
 from privacy.ledger import LedgerView, public_key_of, read_ledger
 from privacy.policy import Policy, open_policy
@@ -35,9 +35,12 @@ class Evidence:
     findings: tuple[Finding, ...] = field(default=())
 
 
-def read_evidence(run: Path, federation_key: Ed25519PublicKey | None = None) -> Evidence:
+def read_evidence(
+    run: Path, federation_key: Ed25519PublicKey | None = None, witness: Ed25519PublicKey | None = None
+) -> Evidence:
     """Return what lies in `run`. Without `federation_key` the key beside the ledger is used: a claim, not a proof.
 
+    With `witness` the federation's checkpoint must carry that witness's cosignature; without, that of the policy's.
     Raises ConfigError if there is no ledger to audit or a file cannot be read at all; what can be read and is wrong is
     a finding.
     """
@@ -49,7 +52,11 @@ def read_evidence(run: Path, federation_key: Ed25519PublicKey | None = None) -> 
     devices, second = _devices(run, federation)
     policy, third = _policy(run, key, federation)
     release, fourth = _release(run, policy, federation)
-    findings = (first, second, third, fourth, _checkpoints(run, key))
+    notes = [(path, federation)] if federation is not None else []
+    notes += [(run / "ledger" / "devices" / name, view) for name, view in devices.items()]
+    beside = [(where.with_suffix(".checkpoint"), view) for where, view in notes]
+    fifth = check_cosignatures(beside, witness or _witness_of(policy), required=witness is not None)
+    findings = (first, second, third, fourth, _checkpoints(run, key), fifth)
     given = (run / "ledger" / "devices").is_dir()
     return Evidence(run, federation, devices, given, policy, release, _report(run), findings)
 
@@ -153,7 +160,7 @@ def _checkpoints(run: Path, key: Ed25519PublicKey) -> Finding:
     if not notes:
         why = "no checkpoint lies here; whoever kept one can compare it, without one a rewritten ledger looks whole"
         return unchecked("ledger.checkpoints", why)
-    problems = []
+    problems: list[str] = []
     for path in notes:
         try:
             checkpoint = verify_checkpoint(path.read_bytes(), key)
@@ -163,6 +170,56 @@ def _checkpoints(run: Path, key: Ed25519PublicKey) -> Finding:
         except (ConfideError, OSError) as error:
             problems.append(f"{path.name}: {error}")
     return judged("ledger.checkpoints", problems, f"the ledger still begins with what each of them saw ({len(notes)})")
+
+
+def check_cosignatures(
+    notes: Sequence[tuple[Path, LedgerView]], witness: Ed25519PublicKey | None, *, required: bool = True
+) -> Finding:
+    """Return whether the witness countersigned states that the ledgers still hold; the first note must be there.
+
+    `notes` are the places of checkpoints, each with its ledger. Without a `witness` nothing can be verified, and a
+    cosignature of somebody else shows nothing. With `required` false a first note without cosignature is no fault.
+    """
+    check, problems, good = "ledger.witness", [], []
+    there = [(path, view) for path, view in notes if path.is_file()]
+    if witness is None:
+        lines = sum(_counted(path) for path, _ in there)
+        return unchecked(check, f"{lines} cosignatures lie here; name a witness’s key with --witness to verify them")
+    for path, view in notes:
+        try:
+            if not path.is_file() or not _counted(path):
+                if path == notes[0][0] and required:
+                    problems.append(f"{path.name}: no cosignature lies here")
+                continue
+            seen, seconds = verify_cosignature(path.read_bytes(), witness)
+            if seen.origin != view.origin or not seen.is_kept_by(view.chain):
+                problems.append(
+                    f"{path.name}: the ledger no longer contains the {seen.size} entries that were witnessed"
+                )
+            good.append(f"{seen.size} of {len(view.entries)} entries of {path.stem} at {seconds}")
+        except (ConfideError, OSError) as error:
+            problems.append(f"{path.name}: {error}")
+    if not good and not problems:
+        return unchecked(check, "the policy names a witness, no cosignature of it lies here")
+    return judged(
+        check, problems, f"{len(good)} cosignatures hold: {', '.join(good[:3])}{' …' if len(good) > 3 else ''}"
+    )
+
+
+def _counted(path: Path) -> int:
+    try:
+        return cosignatures(path.read_bytes())
+    except (ConfideError, OSError):
+        return 0  # what is no note is found by the check of checkpoints
+
+
+def _witness_of(policy: Policy | None) -> Ed25519PublicKey | None:
+    if policy is None or policy.witness_key is None:
+        return None
+    try:
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(policy.witness_key))
+    except ValueError:
+        return None
 
 
 def _report(run: Path) -> Mapping[str, Any] | None:

@@ -16,20 +16,31 @@ from privacy.files import write_atomic
 TEMPLATES = Path(__file__).parent / "templates"
 HEADLINE_DELTA = "1e-06"
 
-# Who, and what they see: the three figures that stand first on the page.
-ADVERSARIES = (
-    ("epsilon", "whoever holds the released adapters", "sees sums over a whole round, with everybody’s noise"),
-    (
-        "epsilon_server",
-        "the server itself",
-        "sees each device’s own answer with that device’s share of the noise only, until secure aggregation exists",
-    ),
-    (
-        "sybil_floor_epsilon",
-        "a server that runs every other device (Sybil floor)",
-        "knows all noise but one device’s; no protocol between devices can better this",
-    ),
+# Who, and what they see: the three figures that stand first on the page; of the server, with masks and without.
+SERVER_MASKED = (
+    "sees only sums, as long as the honest floor of each cohort is honest and so is the directory of keys;"
+    " and always who took part"
 )
+SERVER_CLEAR = (
+    "sees each device’s own answer with that device’s share of the noise only: answers were added in the clear"
+)
+
+
+def adversaries(facts: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """Return the name of a figure of the statement, whom it is against, and what that one sees."""
+    statement = facts.get("statement") if facts else None
+    masked = isinstance(statement, Mapping) and list(statement.get("transport", [])) == ["masked"]
+    return (
+        ("epsilon", "whoever holds the released adapters", "sees sums over a whole round, with everybody’s noise"),
+        ("epsilon_server", "the server itself", SERVER_MASKED if masked else SERVER_CLEAR),
+        (
+            "sybil_floor_epsilon",
+            "a server that runs every other device (Sybil floor)",
+            "knows all noise but one device’s; no protocol between devices can better this",
+        ),
+    )
+
+
 LIMITS = (
     "That a device took part, when, and from which address. The server and the network see it.",
     "One device’s answer from the server itself, beyond the figure given for the server above.",
@@ -58,7 +69,7 @@ def audit_page(verdict: Verdict) -> str:
     return template.render(
         verdict=verdict,
         facts=verdict.facts or None,
-        adversaries=ADVERSARIES,
+        adversaries=adversaries(verdict.facts),
         headline=_headline_delta(verdict.facts),
         limits=LIMITS,
     )

@@ -7,17 +7,20 @@ which enforces them would find nothing. The policy alone is replayed with the de
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from privacy.account import FEDERATION, Account, Reservation
+from privacy.account import FEDERATION, Reservation
 from privacy.audit.claims import check_accountants, check_record, check_release_claim, check_report_claim, facts_of
 from privacy.audit.evidence import Evidence, read_evidence
 from privacy.audit.verdict import Finding, Verdict, judged, unchecked
-from privacy.canonical import Json
+from privacy.canonical import Json, canonical_json
 from privacy.chain import GENESIS_PREV
-from privacy.errors import PolicyRefused
+from privacy.checkpoint import verify_checkpoint
+from privacy.errors import PolicyRefused, SignatureInvalid
+from privacy.history import open_history
 from privacy.ledger import LedgerView
 from privacy.query import fraction_text
 
@@ -35,9 +38,11 @@ AFTER = (
 )
 
 
-def audit_run(run: Path, federation_key: Ed25519PublicKey | None = None) -> Verdict:
+def audit_run(
+    run: Path, federation_key: Ed25519PublicKey | None = None, witness: Ed25519PublicKey | None = None
+) -> Verdict:
     """Return the verdict on a RUN folder; raises ConfigError where there is nothing that can be read."""
-    evidence = read_evidence(run, federation_key)
+    evidence = read_evidence(run, federation_key, witness)
     federation = evidence.federation
     if federation is None:
         why = "the federation’s ledger does not hold, so there is nothing to compare with"
@@ -78,8 +83,31 @@ def _history_problems(evidence: Evidence, federation: LedgerView) -> Iterator[st
         heads = reserved.facts.get("heads")
         for device, head in heads.items() if isinstance(heads, dict) else ():
             view = evidence.devices.get(device)
-            if view is not None and head not in {entry.sha256 for entry in view.entries}:
+            if view is not None and head not in {entry.sha256 for entry in view.entries} | _adopted_heads(view):
                 yield f"{device}: its ledger lost the state that it signed in round {reserved.query.round}"
+    for device, view in evidence.devices.items():
+        yield from _seen_problems(device, view, federation)
+
+
+def _adopted_heads(view: LedgerView) -> set[str]:
+    """Return the heads of the past that a restored device took over by the word of a witness or server."""
+    found = [open_history(canonical_json(entry.body))[0] for entry in view.entries if entry.kind == "ADOPT"]
+    return {visit.head for history in found for visit in history.visits}
+
+
+def _seen_problems(device: str, view: LedgerView, federation: LedgerView) -> Iterator[str]:
+    """What a device saw of the federation's ledger must be signed by it and still be there."""
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(str(federation.genesis["public_key"])))
+    for entry in view.entries:
+        notes = {"SEEN": ("note",), "FORK": ("second",)}.get(entry.kind, ())
+        for note in (str(entry.body[name]).encode() for name in notes):
+            try:
+                kept = verify_checkpoint(note, key).is_kept_by(federation.chain)
+            except SignatureInvalid:
+                yield f"{device}: entry {entry.seq} notes a state that the federation did not sign"
+                continue
+            if not kept:
+                yield f"{device}: saw a state of the federation's ledger that this ledger does not continue"
 
 
 def _bounds(evidence: Evidence) -> Finding:
@@ -88,16 +116,32 @@ def _bounds(evidence: Evidence) -> Finding:
         return unchecked("policy.bounds", "needs a valid policy and the devices’ own ledgers")
     problems, charges = [], 0
     for device, view in evidence.devices.items():
-        spent, times = Account().spent_rho(), 0
-        for reserved in view.account.charged():
+        spent = Fraction(0)
+        times = 0
+        dated: list[tuple[int, Fraction]] = []
+        for entry in view.entries:
+            if entry.kind == "ADOPT":
+                lost = view.account.adoptions[entry.seq]
+                spent, times = spent + lost.rho, times + lost.participations
+                dated.append((entry.ts_ms, lost.rho))
+            if entry.kind != "RESERVE" or not view.account.reservations[str(entry.body["event"])].counts:
+                continue
+            query = view.account.reservations[str(entry.body["event"])].query
+            witnessed = view.account.meter.witnessed  # then each year was judged when the ledger was read
+            year = Fraction(0) if witnessed else _within_a_year(dated, entry.ts_ms)
             try:
-                evidence.policy.check(reserved.query, spent, times)
+                evidence.policy.check(query, spent, times, year, witnessed)
             except PolicyRefused as refused:
-                problems.append(f"{device}: round {reserved.query.round} breaks its policy ({refused})")
-            spent, times = spent + (reserved.query.rho or 0), times + 1
+                problems.append(f"{device}: round {query.round} breaks its policy ({refused})")
+            spent, times = spent + (query.rho or 0), times + 1
+            dated.append((entry.ts_ms, query.rho or Fraction(0)))
         charges += times
     checked = f"{charges} charges of {len(evidence.devices)} devices, each within bounds and budget when it was made"
     return judged("policy.bounds", problems, checked)
+
+
+def _within_a_year(dated: list[tuple[int, Fraction]], now_ms: int) -> Fraction:
+    return sum((rho for date, rho in dated if date > now_ms - 365 * 24 * 3600 * 1000), Fraction(0))
 
 
 def _cohorts(federation: LedgerView) -> Finding:

@@ -21,6 +21,8 @@ TITLES: Final[Mapping[str, str]] = {
     "ledger.devices": "Every device’s ledger is whole and signed",
     "ledger.history": "Queries and answers name states that the ledgers really had",
     "ledger.checkpoints": "The ledgers continue what others saw of them",
+    "ledger.witness": "A witness countersigned the ledgers",
+    "witness": "A ledger continues what this witness saw of it",
     "policy.signature": "The policy is signed, and every query was made under it",
     "policy.bounds": "No device was asked beyond its policy and budget",
     "round.cohort": "Every sum rests on enough devices",

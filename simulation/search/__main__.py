@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     weights = run_campaign(recipe, folder, model, train, select)
     final = report(model, weights, reported)
     (folder.path / "report.json").write_text(json.dumps(final) + "\n")
-    print(json.dumps({"name": name, **{k: final[k] for k in ("gain", "low", "high", "better")}}))
+    sys.stdout.write(json.dumps({"name": name, **{k: final[k] for k in ("gain", "low", "high", "better")}}) + "\n")
 
 
 def _values(settings: list[str]) -> dict[str, Any]:

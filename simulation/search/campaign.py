@@ -10,7 +10,6 @@ stored updates of a round (`simulation.search.replay`) without training.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from client.model import Cached, LanguageModel
 from server.optimizer import FedAdam, FedAvg, Optimizer
-from simulation.search.local import Precondition, RowCore, local_updates, unit_norms, with_row_cores
+from simulation.search.local import RowCore, local_updates, unit_norms, with_row_cores
 from simulation.search.recipe import Recipe
 from simulation.search.scored import bootstrap, person_nats, relative_gain
 
@@ -45,8 +44,8 @@ class Folder:
         """Write a round: its updates, then the state, then its line, which makes it count."""
         np.save(self.path / f"updates-{row['round']}.npy", updates.astype(np.float16))
         beside = self.path / "state.tmp.npz"
-        np.savez(beside, **{**state, "round": np.array(row["round"])})
-        os.replace(beside, self.path / "state.npz")
+        np.savez(beside, weights=state["weights"], velocity=state["velocity"], average=state["average"])
+        beside.replace(self.path / "state.npz")
         with (self.path / "rounds.jsonl").open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 
@@ -80,7 +79,6 @@ def run_campaign(
     model: LanguageModel,
     train: Sequence[Sequence[Cached]],
     select: Sequence[Sequence[Cached]],
-    precondition: Precondition | None = None,
 ) -> Vector:
     """Run what is left of the campaign and return the last cores, float64 [dim]; `model` has the basis attached.
 
@@ -99,7 +97,7 @@ def run_campaign(
         started = time.process_time()
         rng = np.random.default_rng([recipe.seed, number])
         asked = rng.permutation(recipe.people)[: recipe.cohort]
-        updates = _updates(recipe, model, cores, [train[i] for i in asked], weights, precondition)
+        updates = _updates(recipe, model, cores, [train[i] for i in asked], weights)
         mean = clipped_mean(updates, recipe.clip)
         sigma = recipe.noise.of_mean(recipe.rounds) if recipe.noise else 0.0
         noisy = mean + sigma * rng.standard_normal(dim)
@@ -148,10 +146,9 @@ def _updates(
     cores: dict[str, RowCore],
     people: Sequence[Sequence[Cached]],
     start: Vector,
-    precondition: Precondition | None,
 ) -> Vector:
     parts = [
-        local_updates(model, cores, people[i : i + BATCH_PEOPLE], start, recipe.local, precondition)
+        local_updates(model, cores, people[i : i + BATCH_PEOPLE], start, recipe.local)
         for i in range(0, len(people), BATCH_PEOPLE)
     ]
     return np.concatenate(parts)

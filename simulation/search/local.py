@@ -1,15 +1,14 @@
 """Local steps of many people side by side: one core per row of a batch, in place of one person after the other.
 
-    theta_k <- theta_k - step u_k / ||u_k||,   u_k = momentum u_k + g_k / ||g_k||,   g_k = P grad L_k(theta_k)
+    theta_k <- theta_k - step u_k / ||u_k||,   u_k = momentum u_k + g_k / ||g_k||,   g_k = grad L_k(theta_k)
 
 The sums are those of `client.train.core_update` for whole batches (sampling rate 1) and one document a person; padding
-across people changes bits, so this is for the search and never for a federation. P is the identity or a public
-preconditioner.
+across people changes bits, so this is for the search and never for a federation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.model import GLOBAL, Cached, LanguageModel, padded
+from client.model import GLOBAL, Cached, LanguageModel, Rows, padded
 
 Vector = NDArray[np.float64]
-Precondition = Callable[[Tensor], Tensor]
 
 
 class RowCore(nn.Linear):
@@ -75,9 +73,8 @@ def local_updates(
     people: Sequence[Sequence[Cached]],
     start: Vector,
     rule: LocalRule,
-    precondition: Precondition | None = None,
 ) -> Vector:
-    """Return R_end - R_start of every person, float64 [people, dim]; each person's loss is the mean of documents' means.
+    """Return R_end - R_start of every person, float64 [people, dim]; a person's loss is the mean of documents' means.
 
     Everybody must have at least one document with an own token.
     """
@@ -87,14 +84,14 @@ def local_updates(
     begun, velocity = theta.clone(), torch.zeros_like(theta)
     for _ in range(rule.steps):
         gradient = people_gradients(model, cores, rows, owner, theta)
-        if precondition is not None:
-            gradient = precondition(gradient)
         velocity = rule.momentum * velocity + unit(gradient)
         theta = theta - rule.step * unit(velocity)
     return (theta - begun).double().cpu().numpy()
 
 
-def people_gradients(model: LanguageModel, cores: dict[str, RowCore], rows, owner: Tensor, theta: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def people_gradients(
+    model: LanguageModel, cores: dict[str, RowCore], rows: Rows, owner: Tensor, theta: Tensor
+) -> Tensor:
     """Return the gradient of each person's mean loss by that person's own cores, float32 [people, dim]."""
     theta = theta.detach().requires_grad_(True)
     with torch.enable_grad(), rows_set(cores, theta, owner):

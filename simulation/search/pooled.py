@@ -37,7 +37,7 @@ def lora_parameters(model: LanguageModel, rank: int, modules: Sequence[str], see
 def core_parameters(model: LanguageModel) -> list[nn.Parameter]:
     """Return the shared cores' parameters, active alone."""
     model.activate(GLOBAL)
-    return [core.weight for core in model.cores().values()]
+    return list(nn.ModuleList(model.cores().values()).parameters())
 
 
 def train_pooled(

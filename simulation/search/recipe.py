@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Noise:
     def of_mean(self, rounds: int) -> float:
         """Return the deviation per number of the mean of unit-clipped answers: z / sqrt(n (n_min - c_col))."""
         cohort = Cohort(self.people)
-        return self.multiplier(rounds) / float(cohort.invited * cohort.honest) ** 0.5
+        return self.multiplier(rounds) / math.sqrt(cohort.invited * cohort.honest)
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Recipe:
     """One campaign of the search.
 
     `cohort` of the first `people` of the train slice are asked each round, at most `tokens` tokens of `documents`
-    documents each; answers are clipped to `clip`, divided by it, averaged, noised, and taken by the server: `server_length` times
-    the mean of unit-bounded answers, with `momentum`. `start` names a finished run's cores to go on from. `average` is
-    the decay of the iterate average that is scored beside the last iterate (0: none).
+    documents each; answers are clipped to `clip`, divided by it, averaged, noised, and taken by the server ("avg" or
+    "adam") with the rate `server_length` and `momentum`; with `decay` the rate falls. `average` is the decay of the
+    iterate average that is scored beside the last iterate (0: none).
     """
 
     name: str
@@ -49,14 +50,13 @@ class Recipe:
     documents: int = 1
     tokens: int = 256
     rounds: int = 10
-    local: LocalRule = LocalRule()
+    local: LocalRule = field(default_factory=LocalRule)
     clip: float = 0.1
     server: str = "avg"
     server_length: float = 0.3
     momentum: float = 0.0
     decay: bool = False
     noise: Noise | None = None
-    precondition: str = ""
     average: float = 0.0
     select: int = 40
     seed: int = 0

@@ -17,7 +17,7 @@ from privacy.accounting import statement
 from privacy.adapter import Basis
 from privacy.ledger import Ledger
 from privacy.policy import Policy, signed_policy
-from privacy.query import Cohort, Limits, Query
+from privacy.query import Cohort, Limits, Query, Sampling
 from privacy.record import RecordCharge
 from privacy.release import ReleaseFacts, privacy_claim
 from server.registry import write_release
@@ -106,6 +106,7 @@ class Sample:
     survivors_by_name: bool = True
     skip_reserve: str = ""  # a device whose charge is not written
     device_noise: Fraction = Fraction(1)  # what the devices were asked, if it differs from the federation's ledger
+    sampling: Sampling | None = None  # devices flip their own coins; all invited said yes
     claimed: Callable[[dict[str, Any]], dict[str, Any]] = as_it_is
     reported: Callable[[dict[str, Any]], dict[str, Any]] = as_it_is
 
@@ -127,7 +128,8 @@ class Sample:
             for number in range(self.rounds):
                 self._round(number, federation, ledgers)
             ledgers[DEVICES[0]].append("RECORD_DP", RECORD.body())
-            figures = statement(federation.account.busiest())
+            used = [r.query for r in federation.account.reservations.values() if self.sampling is not None]
+            figures = statement(federation.account.busiest(), released=used)
             facts = ReleaseFacts(
                 federation="meadow",
                 campaign="spring",
@@ -151,7 +153,7 @@ class Sample:
         return run
 
     def _round(self, number: int, federation: Ledger, ledgers: dict[str, Ledger]) -> None:
-        asked = query(number, federation.head, self.policy.sha256, transport=self.transport)
+        asked = query(number, federation.head, self.policy.sha256, transport=self.transport, sampling=self.sampling)
         federation.reserve(asked, FEDERATION, INVITED)
         on_device = replace(asked, noise_multiplier=self.device_noise)
         heads = {}

@@ -20,6 +20,7 @@ from privacy.accounting import (
     noise_multiplier_for,
     rho_for_epsilon,
     rho_of,
+    server_rho,
     statement,
     sybil_noise_multiplier,
     sybil_rho,
@@ -254,6 +255,19 @@ def test_statement(asked: Callable[..., Query]) -> None:
     assert told["sybil_floor_rho"] == 28.5 + 29 / 8
     assert told["epsilon_server"] == told["sybil_floor_epsilon"]
     assert told["private"] is True and told["stamp"] is None
+
+
+def test_masks_bring_the_server_to_the_released_epsilon_and_leave_the_sybil_floor(asked: Callable[..., Query]) -> None:
+    masked = [asked(round=i, transport="masked", directory_sha256="d" * 64) for i in range(2)]
+    told = statement(masked)
+    assert told["server_rho"] == told["rho"] == 1.0 and told["epsilon_server"] == told["epsilon"]
+    assert (
+        told["sybil_floor_rho"] == 57.0
+        and told["sybil_floor_epsilon"] == statement([asked(), asked()])["epsilon_server"]
+    )
+    mixed = statement([*masked, asked(round=2)])
+    assert mixed["server_rho"] == 1.0 + 57 / 2 and mixed["rho"] == 1.5
+    assert server_rho(masked[0]) == Fraction(1, 2) and server_rho(asked()) == sybil_rho(asked())
 
 
 @pytest.mark.parametrize("changes", [{"transport": "off"}, {"replayed_noise": True}])

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.account import FEDERATION, Spent, Unsent
+from privacy.account import FEDERATION, Spent, Unsent, remembered
 from privacy.checkpoint import Checkpoint, Standing, cosigned, is_fork
 from privacy.errors import BudgetExhausted, LedgerError, PolicyRefused, SignatureInvalid, WireError
 from privacy.history import MAX_VISITS, Figures, History, Visit, open_history, thinned
@@ -56,8 +56,7 @@ class Home:
     def answer(self, round_: int) -> bytes:
         """Charge one more answer as an agent does, policy first."""
         query = self.asked(round=round_, policy_sha256=self.policy.sha256)
-        spent = self.ledger.spent(query.event_id("d"))
-        self.policy.check(query, spent.rho, spent.participations, spent.year_rho)
+        self.policy.check(query, *self.ledger.spent(query.event_id("d")))
         return bytes.fromhex(self.ledger.reserve(query, "d").event)
 
 
@@ -92,7 +91,7 @@ def test_a_year_allows_its_share_and_a_lifetime_its_sum(home: Home) -> None:
         assert code_of(home, 10 * year + 2) == (RefusalCode.YEARLY if year < 2 else RefusalCode.BUDGET)
     home.clock.now = START + 50 * YEAR_MS
     assert code_of(home, 99) == RefusalCode.BUDGET
-    assert home.ledger.spent() == Spent(Fraction(3), Fraction(0), 6)
+    assert home.ledger.spent() == Spent(Fraction(3), 6, Fraction(0))
 
 
 def test_a_charge_counts_for_exactly_365_days(home: Home) -> None:
@@ -290,7 +289,7 @@ def test_only_the_process_that_reserved_may_abort(home: Home) -> None:
         with pytest.raises(LedgerError, match="one of these reasons"):
             later.append("ABORT", {"event": again.hex(), "reason": "arrived too late"})
         later.abort(again, Unsent.NOT_TRAINED)
-        assert later.spent() == Spent(HALF, HALF, 1)
+        assert later.spent() == Spent(HALF, 1, HALF)
         assert later.account.figures() == Figures(2, 0, Fraction(1), 2 * HALF * 57)  # others remember the gross figure
 
 
@@ -328,7 +327,7 @@ def test_a_restored_device_ends_at_what_the_witness_saw(home: Home, after: int) 
     assert home.ledger.spent_rho() == after * HALF
     lost = home.ledger.adopt(told(*visits), TRUSTED)
     assert lost.rho == (4 - after) * HALF
-    assert home.ledger.spent() == Spent(Fraction(2), Fraction(2), 4)
+    assert home.ledger.spent() == Spent(Fraction(2), 4, Fraction(2))
     assert home.ledger.account.figures() == visits[-1].figures
     assert home.ledger.adopt(told(*visits), TRUSTED) == Figures()  # twice is once
     with Ledger(home.ledger.path.with_name("x.jsonl"), DEVICE, genesis()):
@@ -344,6 +343,29 @@ def test_a_restored_device_that_answered_since_counts_both_pasts(home: Home) -> 
     home.ledger.reserve(home.asked(round=51), "d")
     assert home.ledger.adopt(told(*visits, visit(home.ledger)), TRUSTED) == Figures()
     assert home.ledger.spent_rho() == 6 * HALF
+
+
+def test_the_servers_own_ledger_is_a_memory_too(home: Home, federation: Ledger) -> None:
+    backup = home.ledger.path.with_suffix(".backup")
+    for number in range(4):
+        query = home.asked(round=number)
+        federation.reserve(query, FEDERATION, ["d", "e"])
+        if number < 3:  # to the last round its answer never came; it may have left all the same
+            home.ledger.reserve(query, "d")
+            federation.commit(query.event_id(FEDERATION), survivors=["d", "e"], heads={"d": home.ledger.head})
+        if number == 0:
+            shutil.copy(home.ledger.path, backup)
+    home.ledger.close()
+    shutil.copy(backup, home.ledger.path)
+    home.ledger = Ledger(home.ledger.path, DEVICE, clock=home.clock)
+    told_by_server = remembered(read_ledger(federation.path).account, "d")
+    assert [visit.figures.rho for visit in told_by_server.visits] == [HALF, 2 * HALF, 3 * HALF]
+    home.ledger.adopt(told_by_server.signed(SERVER), TRUSTED)
+    assert home.ledger.spent_rho() == 4 * HALF
+    federation.reserve(home.asked(round=9), FEDERATION, ["d"])  # and later only what came since
+    again = remembered(read_ledger(federation.path).account, "d")
+    assert home.ledger.adopt(again.signed(SERVER), TRUSTED).rho == HALF
+    assert remembered(federation.account, "stranger").total == Figures()
 
 
 def test_adopting_never_lowers_and_a_sound_ledger_loses_nothing(home: Home) -> None:

@@ -53,6 +53,17 @@ def test_a_known_case_in_all_its_figures() -> None:
     assert found.suggestions == ()
 
 
+def test_masks_take_the_server_to_the_releases_epsilon_and_leave_the_sybil_floor() -> None:
+    clear, masked = (plan(Campaign(100, epsilon=8.0, transport=transport)) for transport in ("ideal", "masked"))
+    assert masked.server_epsilon == masked.epsilon == clear.epsilon
+    assert clear.server_epsilon == clear.sybil_floor_epsilon == masked.sybil_floor_epsilon > 50
+    for transport in ("ideal", "masked"):
+        text = " ".join(run("--people", "100", "--epsilon", "8", "--transport", transport)[1].split())
+        assert "Sybil floor" in text and "against the server" in text
+        assert ("honest directory of keys" in text) == (transport == "masked")
+    assert isinstance(run("--people", "100", "--epsilon", "8", "--transport", "off")[2], ConfigError)
+
+
 def test_people_are_spread_over_rounds() -> None:
     campaign = Campaign(1660, epsilon=8.0, rounds=12, participations=3)
     assert campaign.cohort.invited == 415

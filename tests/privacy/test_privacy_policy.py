@@ -52,6 +52,8 @@ MADE_BY_THE_DEVICE = {  # known to its agent or its ledger, not to a policy
     RefusalCode.RESTORED,
     RefusalCode.NOT_SAMPLED,
     RefusalCode.BUSY,
+    RefusalCode.DIRECTORY,
+    RefusalCode.SUM,
 }
 
 

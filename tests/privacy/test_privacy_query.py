@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from privacy.canonical import canonical_json
 from privacy.errors import ConfigError, WireError
-from privacy.query import RING_LIMIT, Cohort, Limits, Query, fraction_text, parse_fraction
+from privacy.query import RING_LIMIT, Cohort, Limits, Query, Sampling, fraction_text, parse_fraction
 
 Ask = Callable[..., Query]
 OTHER: dict[str, object] = {
@@ -38,6 +38,7 @@ OTHER: dict[str, object] = {
     "limits": Limits(512, 3),
     "directory_sha256": "d" * 64,
     "replayed_noise": True,
+    "sampling": Sampling(1000, Fraction(1, 10)),
 }
 UNSHAPING = ("ledger_head", "policy_sha256", "directory_sha256")
 

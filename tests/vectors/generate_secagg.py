@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 P = 2**256 - 189
 N, DIM = 4, 8
 LEAST = 2 * N // 3 + 1
-CODES = {"query.stale": 14, "directory.other": 17, "sum.refused": 18}
+CODES = {"query.stale": 14, "directory.other": 22, "sum.refused": 23}
 
 
 def canonical(value: Any) -> bytes:

@@ -1,0 +1,34 @@
+"""Finds a planted text in bytes in every form in which it could leave: encodings, base64, hex, token numbers."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+
+def base64_forms(text: bytes) -> Mapping[str, bytes]:
+    """Return what stands in a base64 of anything that holds `text`, for its three alignments; whole characters only."""
+    forms = {}
+    for before in range(3):
+        first, last = -(-before * 8 // 6), (before + len(text)) * 8 // 6
+        for name, encode in (("standard", base64.b64encode), ("urlsafe", base64.urlsafe_b64encode)):
+            forms[f"base64 {name} {before}"] = encode(bytes(before) + text + bytes(3))[first:last]
+    return forms
+
+
+def forms_of(text: str, ids_of: Callable[[str], Sequence[int]]) -> Mapping[str, bytes]:
+    """Return the bytes of each form of `text`; `ids_of` gives its token numbers."""
+    raw, ids = text.encode(), np.array(ids_of(text))
+    forms = {"utf-8": raw, "utf-16-le": text.encode("utf-16-le"), "utf-16-be": text.encode("utf-16-be")}
+    forms |= {"hex": raw.hex().encode(), "HEX": raw.hex().upper().encode(), **base64_forms(raw)}
+    forms |= {f"tokens {kind}": ids.astype(kind).tobytes() for kind in ("<i4", "<i8", "<u2", ">i4")}
+    forms["tokens text"] = ", ".join(map(str, ids.tolist())).encode()
+    forms["tokens json"] = ",".join(map(str, ids.tolist())).encode()
+    return forms
+
+
+def found(data: bytes, texts: Sequence[str], ids_of: Callable[[str], Sequence[int]]) -> list[str]:
+    """Return which forms of which texts stand in `data`."""
+    return [f"{text}: {name}" for text in texts for name, form in forms_of(text, ids_of).items() if form in data]
