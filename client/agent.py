@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
 from privacy.adapter import AdapterLayout, Cores, state_sha256
@@ -28,6 +28,7 @@ from privacy.ledger import Ledger
 from privacy.noise import KeyStream
 from privacy.policy import Policy
 from privacy.query import Query
+from privacy.sampling import takes_part
 from privacy.secagg.device import SumDevice
 from privacy.secagg.journal import MASKED, FileJournal, Journal
 from privacy.secagg.keys import Verify, verify_signature
@@ -35,6 +36,7 @@ from privacy.session import Hello
 from privacy.wire import Answer, Refusal, RefusalCode, decode
 
 logger = logging.getLogger(__name__)
+Proofs = Mapping[int, Sequence[bytes]]
 Part = Callable[[bytes], bytes]  # a device's part in one sum: the frame of a stage in, its answer out
 
 
@@ -78,10 +80,13 @@ class Device:
         """Return the wire bytes of the signed answer to a greeting that came through the node `node_id`."""
         return Hello.signed(self._key, self.device_id, held, node_id, nonce).encode()
 
-    def refusal(self, query_bytes: bytes, slots: Sequence[Cores] | None) -> bytes | None:
+    def refusal(
+        self, query_bytes: bytes, slots: Sequence[Cores] | None, history: tuple[bytes, Proofs] | None = None
+    ) -> bytes | None:
         """Return the wire bytes of a refusal if the device would refuse now, else None; nothing is computed or charged.
 
-        `slots` is None where the adapters that the query names have not been delivered.
+        `slots` is None where the adapters that the query names have not been delivered. `history` is what the
+        federation shows of its ledger: it must continue what this device saw last, and is noted.
         """
         query_sha256 = sha256_hex(query_bytes)
         try:
@@ -90,6 +95,8 @@ class Device:
             if self._stored(event).exists():
                 return None
             self._permit(query, event, slots)
+            if history is not None:
+                self._see(*history)
         except PolicyRefused as refused:
             return self.refuse(query_sha256, RefusalCode(refused.code))
         except Exception as error:  # noqa: BLE001 - as in `answer`
@@ -182,10 +189,19 @@ class Device:
             self.ledger.commit(event)  # a crash may have come between answer and COMMIT
         return answer
 
+    def _see(self, note: bytes, proofs: Proofs) -> None:
+        """Note what the federation shows of its ledger; raises PolicyRefused unless it continues what was seen last."""
+        signer = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.policy.release_signer))
+        with self.books:
+            seen = self.ledger.account.seen
+            self.ledger.see(note, signer, proofs.get(seen.size, ()) if seen is not None else ())
+
     def _permit(self, query: Query, event: bytes, slots: Sequence[Cores] | None) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
         with self.books:
             self.policy.check(query, *self.ledger.spent(event))
+        if query.sampling is not None and not takes_part(self._noise_key, query, self.device_id):
+            raise PolicyRefused(RefusalCode.NOT_SAMPLED)
         if slots is None or self.learner is None or len(slots) != query.slots:
             raise PolicyRefused(RefusalCode.RELEASE)
         if state_sha256(self.policy.basis_sha256, self.learner.layout, slots) != query.release_sha256:
@@ -232,11 +248,20 @@ def open_devices(
     directory: Directory | None = None,
     new_journal: Callable[[Path], Journal] = FileJournal,
     verify: Verify = verify_signature,
+    granted: tuple[bytes, Ed25519PublicKey] | None = None,
 ) -> dict[str, Device]:
-    """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`."""
+    """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`.
+
+    `granted` is the policy's file with the root key that signed it: the ledgers then hold their owners to it.
+    """
     devices = {}
     for user in users:
-        ledger = Ledger(folder / f"{user}.jsonl", keys[user], {"federation": policy.federation, "owner": user})
+        genesis = {"federation": policy.federation, "owner": user}
+        if granted is not None:
+            genesis["root_key"] = granted[1].public_bytes_raw().hex()
+        ledger = Ledger(folder / f"{user}.jsonl", keys[user], genesis)
+        if granted is not None:
+            ledger.grant(granted[0])
         home = answers / user
         home.mkdir(parents=True, exist_ok=True)
         noise_key, journal = noise_key_of(user), new_journal(home)

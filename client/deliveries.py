@@ -16,7 +16,7 @@ from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError, ModelError, WireError
 from privacy.files import write_atomic
 from privacy.policy import Policy
-from privacy.session import BASIS_ITEM, Start, basis_item
+from privacy.session import BASIS_ITEM, HISTORY_ITEM, Start, basis_item, read_history
 
 KEPT_STARTS = 4
 BASIS_FILE = "basis.safetensors"
@@ -38,6 +38,7 @@ class Deliveries:
         on_basis: Callable[[Basis], None] = lambda _: None,
     ) -> None:
         self._policy, self._folder, self._on_basis = policy, folder, on_basis
+        self.history: tuple[bytes, dict[int, list[bytes]]] | None = None  # the federation's ledger, as shown last
         self._basis: Basis | None = None
         self._items: set[str] = set()
         self._starts: OrderedDict[str, tuple[str, list[Cores]]] = OrderedDict()  # state hash -> item hash, cores
@@ -64,6 +65,8 @@ class Deliveries:
             with self._lock:
                 if item[0] == BASIS_ITEM:
                     self._take_basis(item[1:])
+                elif item[0] == HISTORY_ITEM:
+                    self.history = read_history(item)  # each device checks it against what it saw itself
                 else:
                     self._take_start(item)
 

@@ -152,7 +152,7 @@ class AgentService:
         slots = self._slots(query_bytes)
         with self._lock:
             if (place, query_sha256) not in self._jobs:
-                refused = device.refusal(query_bytes, slots)
+                refused = device.refusal(query_bytes, slots, self.deliveries.history)
                 if refused is not None:
                     return refused
                 failed = device.refuse(query_sha256, RefusalCode.UNABLE)

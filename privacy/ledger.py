@@ -23,7 +23,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy.account import DONE, Account, Reservation, Spent, Unsent, refused_for, reserve_body
+from privacy.account import DONE, FEDERATION, Account, Reservation, Spent, Unsent, refused_for, reserve_body
 from privacy.canonical import Json, canonical_json, parse_canonical
 from privacy.chain import GENESIS_PREV, Chain, Entry, read_chain, sign_entry
 from privacy.checkpoint import Checkpoint, Standing, standing, verify_checkpoint, verify_cosignature
@@ -34,6 +34,7 @@ from privacy.merkle import consistency_proof, tree_root
 from privacy.query import Query
 from privacy.wire import RefusalCode
 
+MAX_SHOWN: Final = 1024  # earlier states that a device may come from
 FORMAT: Final = "confide-ledger/1"
 TIME_STEP_S: Final = 3600  # a state seen before is noted again for its signed time, not more often than this
 
@@ -257,9 +258,23 @@ class Ledger:
         write_atomic(self.path.with_suffix(".checkpoint"), note)
         return note
 
-    def consistency_proof(self, size: int) -> list[bytes]:
-        """Return the proof that the present state continues the one of `size` entries, for `see`."""
-        return consistency_proof(self._leaves(), size)
+    def consistency_proof(self, size: int, at: int | None = None) -> list[bytes]:
+        """Return the proof that the present state, or that of `at` entries, continues the one of `size`, for `see`."""
+        return consistency_proof(self._leaves()[:at], size)
+
+    def shown(self, query: Query) -> tuple[bytes, dict[int, list[bytes]]]:
+        """Return the signed state of this ledger at the RESERVE of `query`, and by size a proof for each earlier one.
+
+        What a device is shown with a question: it takes the proof that starts where it looked last. States are those at
+        a RESERVE, so that a server that was cut off shows the same again.
+        """
+        sizes = [entry.seq + 1 for entry in self._entries if entry.kind == "RESERVE"]
+        events = {entry.body["event"]: entry.seq + 1 for entry in self._entries if entry.kind == "RESERVE"}
+        size = events[query.event_id(FEDERATION).hex()]
+        now = self.checkpoint()
+        state = Checkpoint(now.origin, size, tree_root(self._leaves()[:size]).hex())
+        earlier = [s for s in sizes if s < size][-MAX_SHOWN:]
+        return state.signed(self._key), {s: self.consistency_proof(s, size) for s in earlier}
 
     def close(self) -> None:
         """Release the lock and the file."""

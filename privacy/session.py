@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,6 +40,9 @@ MAX_START_NUMBERS: Final = 2**24
 SIGNATURE_BYTES: Final = 64
 BASIS_ITEM: Final = 1
 START_ITEM: Final = 2
+HISTORY_ITEM: Final = 3
+MAX_NOTE_BYTES: Final = 65536
+MAX_PROOFS: Final = 1024
 _SIGNED_HELLO: Final = b"confide/hello/1\x00"
 _SIGNED_START: Final = b"confide/start/1\x00"
 
@@ -133,7 +136,8 @@ class Delivery:
 
     def __post_init__(self) -> None:
         require(isinstance(self.items, tuple) and 1 <= len(self.items) <= MAX_OFFERED, "a delivery of no or many items")
-        require(all(type(i) is bytes and i[:1] in (b"\x01", b"\x02") for i in self.items), "an item of unknown kind")
+        kinds = {item[:1] if type(item) is bytes else b"" for item in self.items}
+        require(kinds <= {b"\x01", b"\x02", b"\x03"}, "an item of unknown kind")
         require(sum(map(len, self.items)) <= MAX_DELIVERY_BYTES, "a delivery that is too large")
 
     def encode(self) -> bytes:
@@ -209,6 +213,28 @@ class Start:
     def _body(self) -> bytes:
         head = named(self.federation) + named(self.campaign)
         return head + struct.pack("<III", self.round, *self.slots.shape) + self.slots.astype("<f4").tobytes()
+
+
+def history_item(note: bytes, proofs: Mapping[int, Sequence[bytes]]) -> bytes:
+    """Return the item that shows a ledger: a signed state, and for earlier sizes the proof that it continues them."""
+    require(len(note) <= MAX_NOTE_BYTES and len(proofs) <= MAX_PROOFS, "a history that is too large")
+    rows = [struct.pack("<IB", size, len(proof)) + b"".join(proof) for size, proof in sorted(proofs.items())]
+    return bytes([HISTORY_ITEM]) + struct.pack("<IH", len(note), len(rows)) + note + b"".join(rows)
+
+
+def read_history(item: bytes) -> tuple[bytes, dict[int, list[bytes]]]:
+    """Return note and proofs of an item that `history_item` would write; raises WireError for all other bytes."""
+    cursor = Cursor(item)
+    require(cursor.byte() == HISTORY_ITEM, "not a history")
+    length, count = struct.unpack("<IH", cursor.take(6))
+    require(length <= MAX_NOTE_BYTES and count <= MAX_PROOFS, "a history that is too large")
+    note, proofs = cursor.take(length), dict[int, list[bytes]]()
+    for _ in range(count):
+        size = cursor.u32()
+        proofs[size] = [cursor.take(32) for _ in range(cursor.byte())]
+    cursor.end()
+    require(history_item(note, proofs) == item, "another form of a history")
+    return note, proofs
 
 
 def basis_item(basis_bytes: bytes) -> bytes:

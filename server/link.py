@@ -47,13 +47,16 @@ class Link:
         try:
             self._out.write(json.dumps(line) + "\n")
             self._out.flush()
-        except OSError:
+        except (OSError, ValueError):  # a pipe that nobody reads, or an end that is closed here
             raise ConfideError("the other half of this run has ended") from None
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines that come, until the other end closes."""
-        for text in self._in:
-            line = json.loads(text)
+        """Yield the lines that come, until one end closes. Raises ConfideError for what is none."""
+        while not self._in.closed and (text := self._in.readline()):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                raise ConfideError("the other half of this run sent what is not a line") from None
             if isinstance(line, dict):
                 yield line
 

@@ -24,7 +24,7 @@ from privacy.errors import CohortTooSmall, ConfideError, SumInvalid, WireError
 from privacy.query import Query
 from privacy.secagg.clear import ClearSum
 from privacy.secagg.server import SumServer
-from privacy.session import Accepted, Delivery, Received, Start, Training, basis_item, digest_of
+from privacy.session import Accepted, Delivery, Received, Start, Training, basis_item, digest_of, history_item
 from privacy.wire import Message, Refusal, RefusalCode, decode
 from server.campaign import Asked, Campaign, RoundSum
 
@@ -163,7 +163,7 @@ class Rounds:
         slots = asked.slots.astype(np.float32)
         query = asked.query
         start = self.sign(Start(query.federation, query.campaign, query.round, slots))
-        items = (basis_item(self.basis), start.item())
+        items = (basis_item(self.basis), start.item(), history_item(*self.campaign.ledger.shown(query)))
         present = self._present(asked, [sha256_hex(item) for item in items])
         lacking = {d: tuple(item for i, item in enumerate(items) if not held >> i & 1) for d, held in present.items()}
         parcels = {parts: Delivery(parts).encode() for parts in set(lacking.values()) if parts}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,11 @@ def _child(home: ServerHome, sockets: Path, nodes: int) -> Iterator[Link]:
     finally:
         link.close()
         log.close()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(ENDING_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, 9)
-            child.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # the child if it hangs, and what of Ray has not ended with it
+        child.wait()
 
 
 QUIET = {

@@ -6,6 +6,7 @@ Ends when its campaign does, or when the run that started it is gone: its line c
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -35,11 +36,16 @@ RELAYS = 4  # Flower's workers: each is a process that waits for an agent most o
 
 
 def _end_with_parent(parent: int) -> None:
-    """Leave when the process that started this one is gone; Ray's own processes end with their driver."""
+    """Leave when the process that started this one is gone, with all of this group.
+
+    Ray's processes end with their driver, but one that is just being started does not know yet that it should.
+    """
     import time
 
     while os.getppid() == parent:
         time.sleep(0.5)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 
 

@@ -58,7 +58,11 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS, interval_of=interval_of)
-    words = {name: getattr(wording, name) for name in ("ARM_MEANINGS", "epsilon_meaning")}
+    words = {
+        "ADVERSARIES": wording.adversaries(report["privacy"]["transport"]),
+        "ARM_MEANINGS": wording.ARM_MEANINGS,
+        "epsilon_meaning": wording.epsilon_meaning,
+    }
     return environment.get_template("report.html.j2").render(report=report, **words, **_view(report))
 
 

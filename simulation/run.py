@@ -129,6 +129,7 @@ def _evaluated(
     note = "simulation: computed in the clear on held-out text"
     ledger.append("EVAL", {"arms": sorted(evaluation.arms), "note": note})
     ledger.write_checkpoint()
+    pool.everywhere("write_checkpoints")
     return Evaluated(evaluation, personas, scrub_bits)
 
 

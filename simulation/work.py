@@ -119,6 +119,7 @@ class HostWork:
             directory,
             lambda _: MemoryJournal(),  # nothing leaves this machine: what a crash cut off is asked again as it was
             RememberedChecks(),
+            (settings.policy_file, root_key),
         )
         self.lock = threading.RLock()
         self._basis, self._policy, self._number = basis, policy, settings.number
@@ -262,6 +263,11 @@ class HostWork:
             load_own(self.model, {key: torch.from_numpy(value) for key, value in tensors.items()})
             scores[name] = self._scored(documents, test)
         return scores
+
+    def write_checkpoints(self) -> None:
+        """Sign the state of each device's ledger, for a witness to countersign."""
+        for device in self.devices.values():
+            device.ledger.write_checkpoint()
 
     def peak_memory_bytes(self) -> int:
         """Return the most memory that this process held."""
