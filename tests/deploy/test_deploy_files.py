@@ -25,7 +25,7 @@ def test_every_file_of_deploy_says_in_its_first_lines_whether_it_is_run() -> Non
     files = [
         path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file() and "__pycache__" not in path.parts
     ]
-    silent = [path.name for path in files if not any(h in "".join(path.open().readlines()[:2]) for h in HEADERS)]
+    silent = [path.name for path in files if not any(h in "".join(path.read_text().splitlines()[:2]) for h in HEADERS)]
     assert len(files) > 5 and silent == []
 
 
