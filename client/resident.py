@@ -78,8 +78,10 @@ class Resident:
         self._model = LanguageModel.load(settings.model, top_layers=settings.layers)
         answers = home.folder / "answers"
         answers.mkdir(mode=0o700, exist_ok=True)
-        owner = {"federation": policy.federation, "owner": settings.device}
+        root = home.root_key.public_bytes_raw().hex()
+        owner = {"federation": policy.federation, "owner": settings.device, "root_key": root}
         self.ledger = Ledger(home.ledger_file, key, owner)
+        self.ledger.grant((home.folder / "policy.json").read_bytes())
         self.device = Device(settings.device, answers, policy, self.ledger, key, noise_key, None, directory=directory)
         self.own_tokens = 0
         lock = threading.RLock()
