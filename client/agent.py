@@ -30,7 +30,7 @@ from privacy.policy import Policy
 from privacy.query import Query
 from privacy.sampling import takes_part
 from privacy.secagg.device import SumDevice
-from privacy.secagg.journal import MASKED, FileJournal, Journal
+from privacy.secagg.journal import MASKED, REVEALED, FileJournal, Journal
 from privacy.secagg.keys import Verify, verify_signature
 from privacy.session import Hello
 from privacy.wire import Answer, Refusal, RefusalCode, decode
@@ -230,6 +230,8 @@ class _Committing:
         self._journal.store(event, step, data)
         if step == MASKED:
             self._commit(event)
+        if step == REVEALED and isinstance(self._journal, FileJournal):
+            self._journal.forget_vector(event)  # the server has it, or will never use it
 
 
 def batches_event(event: bytes) -> bytes:

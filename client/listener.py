@@ -133,21 +133,28 @@ class PersonSocket(Listener):
             connection.sendall(struct.pack("<I", len(answer)) + answer)
 
 
+def is_alive(path: Path) -> bool:
+    """Return whether somebody listens on the socket at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.settimeout(1.0)
+        try:
+            other.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # no room in its queue, or not ours to ask: somebody is there
+            return True
+    return True
+
+
 def _remove_stale(path: Path) -> None:
     """Remove the socket of a process that is gone; raises ConfigError for anything else that is there."""
     if not path.is_socket():
         if path.exists():
             raise ConfigError(f"{path} is there and is no socket")
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.settimeout(1.0)
-        try:
-            other.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except OSError:  # no room in its queue, or not ours to ask: somebody is there
-            pass
+    if not is_alive(path):
+        path.unlink(missing_ok=True)
+        return
     raise ConfigError(f"{path}: another process listens there; is the agent running already?")
 
 

@@ -83,7 +83,9 @@ class Resident:
         self.ledger = Ledger(home.ledger_file, key, owner)
         self.ledger.grant((home.folder / "policy.json").read_bytes())
         self.device = Device(settings.device, answers, policy, self.ledger, key, noise_key, None, directory=directory)
-        self.own_tokens = 0
+        # Encoded before anybody asks: how long it takes depends on how much text there is.
+        self._learner = TextLearner(self._model, self.settings.training, self.settings.max_document_tokens)
+        self.own_tokens = self._learner.add(settings.device, self._documents)
         lock = threading.RLock()
         deliveries = Deliveries(policy, folder=home.folder, on_basis=self._take_basis)
         service = AgentService([self.device], deliveries, Worker(lock), Pace(hold_s=settings.hold_s))
@@ -124,9 +126,7 @@ class Resident:
     def _take_basis(self, basis: Basis) -> None:
         """Put the federation's basis into the model; from here on the device can answer."""
         self._model.attach(basis)
-        learner = TextLearner(self._model, self.settings.training, self.settings.max_document_tokens)
-        self.own_tokens = learner.add(self.settings.device, self._documents)
-        self.device.learner = learner
+        self.device.learner = self._learner
 
 
 def own_history(home: AgentHome) -> tuple[Document, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar, cast
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,6 +21,10 @@ RECORD, FRAMES = "confide", "frames"
 NOTHING = b""
 GREETED_S = 30.0
 POLL_S = (0.02, 0.5)  # the pause between two looks for answers: the first, and the longest
+
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 class FlowerCourier:
@@ -101,11 +106,11 @@ class FlowerCourier:
         """Push one message to each node and pull replies until the deadline; errors and strangers count as nothing."""
         until = self._clock() + deadline_s
         messages = [_message(node, message_type, frames, deadline_s) for node, frames in boxes.items()]
-        pushed = {str(name) for name in self._grid.push_messages(messages) if name}  # None: the grid did not take it
+        pushed = {str(name) for name in self._tried(self._grid.push_messages, messages) if name}  # None: not taken
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages if m.metadata.message_id in pushed}
         pause, longest = POLL_S
         while waiting and self._clock() < until:
-            for reply in self._grid.pull_messages(list(waiting)):
+            for reply in self._tried(self._grid.pull_messages, list(waiting)):
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is None or (node != reply.metadata.src_node_id and not reply.has_error()):
                     continue  # a reply that came twice, too late, or from a node that nobody asked
@@ -115,6 +120,14 @@ class FlowerCourier:
             if waiting:
                 time.sleep(pause)
                 pause = min(1.5 * pause, longest)
+
+    @staticmethod
+    def _tried(call: Callable[[list[_In]], Iterable[_Out]], argument: list[_In]) -> list[_Out]:
+        """Return what the grid gives; nothing where the way to it fails just now: a deadline decides, not one error."""
+        try:
+            return list(call(argument))
+        except (httpx.HTTPError, OSError):
+            return []
 
 
 def _message(node: int, message_type: str, frames: Sequence[bytes], ttl: float) -> Message:

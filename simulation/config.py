@@ -84,10 +84,10 @@ class PrivacyConfig:
 class LocalConfig:
     """A device's work in a round; see `client.train.CoreTraining`. `clip` bounds the whole answer."""
 
-    own_tokens: int = 128
-    steps: int = 2
-    step: float = 0.05
-    sampling_rate: float = 0.5
+    own_tokens: int = 96
+    steps: int = 1
+    step: float = 0.1
+    sampling_rate: float = 1.0
     document_clip: float = 1.0
     clip: float = 0.08
     max_document_tokens: int = 256
@@ -105,7 +105,7 @@ class ServerConfig:
 class OwnConfig:
     """The own adapters of the evaluation: for how many people, from how much of their text."""
 
-    people: int = 16
+    people: int = 12
     tokens: int = 320
     rank: int = 8
     epochs: int = 2

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from client.listener import is_alive
 from privacy.errors import ConfideError, ConfigError
 from server.home import ServerHome
 from server.link import VARIABLE, Link
@@ -78,12 +79,10 @@ def _sockets(watch: RunWatch, default: bool) -> Iterator[Path]:
     """
     if default:
         folder = Path(tempfile.gettempdir()) / f"confide-{os.getuid()}"
-        try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            raise ConfigError(
-                f"{folder} is there: another run under `flwr run` uses it, or one was killed; then remove it"
-            ) from None
+        if any(is_alive(path) for path in folder.glob("*.sock")):
+            raise ConfigError("another run under `flwr run` is going on; wait for it or stop it")
+        shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed left
+        folder.mkdir(mode=0o700)
     else:
         folder = Path(tempfile.mkdtemp(prefix="confide-"))
     try:

@@ -43,7 +43,7 @@ PACKAGES = (
     "presidio-analyzer",
     "flwr",
 )
-SCRUB_PEOPLE = 12
+SCRUB_PEOPLE = 8
 GREETING_S = 300.0  # Flower and Ray take their time to start their relays on a busy machine
 PATIENT_S = 6 * 3600.0  # simulated people drop out by schedule, never by the clock
 
