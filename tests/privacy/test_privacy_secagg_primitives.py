@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 
+import cryptography_vectors
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -94,9 +95,8 @@ def test_gcm_is_mcgrew_viega_case_14() -> None:
 
 
 def test_against_the_published_vector_files() -> None:
-    """X25519, Ed25519 and HKDF against the files of `cryptography_vectors`, where that package is installed."""
-    vectors = pytest.importorskip("cryptography_vectors")
-    with vectors.open_vector_file("asymmetric/Ed25519/sign.input", "r") as file:
+    """Ed25519 against the 1,024 published cases in the files of `cryptography_vectors`."""
+    with cryptography_vectors.open_vector_file("asymmetric/Ed25519/sign.input", "r") as file:
         lines = [line.split(":") for line in file]
     for secret, public, message, signed, _ in lines:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
