@@ -96,7 +96,8 @@ def headline(arms: Mapping[str, Arm], claimed: Mapping[str, Any], replayed: bool
     claim = f"epsilon {epsilon:.2f} at delta {HEADLINE_DELTA:g} per user (released)"
     lines.append(f"global, {claim}: {_against_base(arms['global'])}")
     if claimed["transport"] == ["masked"]:
-        seen = f"epsilon {server:.2f}: it learns masked sums alone, never one device's update"
+        few = claimed["cohort_floor"] - claimed["honest_floor"]
+        seen = f"epsilon {server:.2f}: it learns masked sums alone, while at most {few} devices a round work with it"
     else:
         seen = f"epsilon {server:.1f} of a single device's update, added in the clear"
     lines.append(
