@@ -88,7 +88,6 @@ class Device:
         `slots` is None where the adapters that the query names have not been delivered. `history` is what the
         federation shows of its ledger: it must continue what this device saw last, and is noted.
         """
-        query_sha256 = sha256_hex(query_bytes)
         try:
             query = Query.from_bytes(query_bytes)
             event = query.event_id(self.device_id)
@@ -97,11 +96,8 @@ class Device:
             self._permit(query, event, slots)
             if history is not None:
                 self._see(*history)
-        except PolicyRefused as refused:
-            return self.refuse(query_sha256, RefusalCode(refused.code))
-        except Exception as error:  # noqa: BLE001 - as in `answer`
-            logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
-            return self.refuse(query_sha256, RefusalCode.UNABLE)
+        except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
+            return self._refused(query_bytes, error)
         return None
 
     def refuse(self, query_sha256: str, code: RefusalCode) -> bytes:
@@ -115,14 +111,10 @@ class Device:
 
         No exception leaves and no text: whatever fails inside, a broken query too, becomes `device.unable`.
         """
-        query_sha256 = sha256_hex(query_bytes)
         try:
             return self._answer(Query.from_bytes(query_bytes), slots)
-        except PolicyRefused as refused:
-            return self.refuse(query_sha256, RefusalCode(refused.code))
-        except Exception as error:  # noqa: BLE001 - an error's text may hold the person's; its kind is all that is kept
-            logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
-            return self.refuse(query_sha256, RefusalCode.UNABLE)
+        except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
+            return self._refused(query_bytes, error)
 
     def part(self, query_bytes: bytes, slots: Sequence[Cores]) -> Part:
         """Return the device's part in the sum of a query, after training for it; a part only ever refuses if it must.
@@ -130,18 +122,22 @@ class Device:
         Transport `masked`: the vector exists in this process alone and leaves it under masks. In the clear the part is
         one answer, stored before it is handed over. No exception leaves, as in `answer`.
         """
-        query_sha256 = sha256_hex(query_bytes)
         try:
             query = Query.from_bytes(query_bytes)
             if query.transport == "masked":
                 return self._masked_part(query, slots)
             data = self._answer(query, slots)
-        except PolicyRefused as refused:
-            data = self.refuse(query_sha256, RefusalCode(refused.code))
-        except Exception as error:  # noqa: BLE001 - as in `answer`
-            logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
-            data = self.refuse(query_sha256, RefusalCode.UNABLE)
+        except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
+            data = self._refused(query_bytes, error)
         return lambda _frame: data
+
+    def _refused(self, query_bytes: bytes, error: Exception) -> bytes:
+        """Return the refusal that stands for `error`: its code, or `device.unable`; its text may hold the person's."""
+        query_sha256 = sha256_hex(query_bytes)
+        if isinstance(error, PolicyRefused):
+            return self.refuse(query_sha256, RefusalCode(error.code))
+        logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
+        return self.refuse(query_sha256, RefusalCode.UNABLE)
 
     def _masked_part(self, query: Query, slots: Sequence[Cores]) -> Part:
         event = query.event_id(self.device_id)

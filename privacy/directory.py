@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.canonical import canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
-from privacy.errors import ConfigError, SignatureInvalid, WireError
+from privacy.errors import ConfigError, WireError
+from privacy.signed import signed_body, signed_file
 
 PROTOCOL: Final = "confide-directory/1"
 MAX_DEVICES: Final = 2**16
 MAX_BYTES: Final = 2**24 + 2**12
-_SIGNED: Final = b"confide/directory/1\x00"
 
 
 @dataclass(frozen=True)
@@ -126,24 +125,12 @@ class Directory(Mapping[str, Ed25519PublicKey]):
 
 def signed_directory(directory: Directory, key: Ed25519PrivateKey) -> bytes:
     """Return the file: canonical JSON {"directory": ..., "signature": hex} by the federation's root key."""
-    body = directory.to_bytes()
-    return canonical_json({"directory": parse_canonical(body), "signature": key.sign(_SIGNED + body).hex()})
+    return signed_file("directory", directory.to_bytes(), key)
 
 
 def open_directory(data: bytes, root_key: Ed25519PublicKey) -> Directory:
     """Return the directory of a file that `root_key` signed. Raises WireError, SignatureInvalid, ConfigError."""
-    if len(data) > MAX_BYTES:
-        raise WireError(f"directory longer than {MAX_BYTES} bytes")
-    fields = exact_fields(parse_canonical(data), {"directory", "signature"}, "directory file")
-    signature = fields["signature"]
-    if not isinstance(signature, str) or len(signature) != 128 or set(signature) - set("0123456789abcdef"):
-        raise WireError("directory: a signature is 128 hexadecimal digits")
-    body = canonical_json(fields["directory"])
-    try:
-        root_key.verify(bytes.fromhex(signature), _SIGNED + body)
-    except InvalidSignature:
-        raise SignatureInvalid("directory") from None
-    return Directory.from_bytes(body)
+    return Directory.from_bytes(signed_body("directory", data, root_key, MAX_BYTES))
 
 
 def _require(holds: object, problem: str) -> None:

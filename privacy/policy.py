@@ -12,18 +12,17 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.accounting import ZcdpFilter
 from privacy.canonical import canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
-from privacy.errors import ConfigError, PolicyRefused, SignatureInvalid, WireError
+from privacy.errors import ConfigError, PolicyRefused, WireError
 from privacy.query import MAX_DIM, PURPOSES, Limits, Query, fraction_text, parse_fraction
+from privacy.signed import signed_body, signed_file
 from privacy.wire import RefusalCode
 
 PROTOCOL: Final = "confide-policy/1"
 MAX_BYTES: Final = 16384
-_SIGNED: Final = b"confide/policy/1\x00"
 _FRACTIONS: Final = ("min_noise_multiplier", "max_clip_norm", "min_survivor_fraction", "budget_rho", "yearly_rho")
 # Fields that are not written where they have this value: nothing is said then.
 _OPTIONAL: Final[Mapping[str, object]] = {"yearly_rho": None, "witness_key": None, "serial": 0}
@@ -162,26 +161,13 @@ class Policy:
 
 
 def signed_policy(policy: Policy, key: Ed25519PrivateKey) -> bytes:
-    """Return the policy file: canonical JSON {"policy": ..., "signature": hex} by the federation's root key."""
-    body = policy.to_bytes()
-    signature = key.sign(_SIGNED + body).hex()
-    return canonical_json({"policy": parse_canonical(body), "signature": signature})
+    """Return the file: canonical JSON {"policy": ..., "signature": hex} by the federation's root key."""
+    return signed_file("policy", policy.to_bytes(), key)
 
 
 def open_policy(data: bytes, root_key: Ed25519PublicKey) -> Policy:
     """Return the policy of a file that `root_key` signed. Raises WireError, SignatureInvalid, ConfigError."""
-    if len(data) > MAX_BYTES:
-        raise WireError(f"policy longer than {MAX_BYTES} bytes")
-    fields = exact_fields(parse_canonical(data), {"policy", "signature"}, "policy file")
-    signature = fields["signature"]
-    if not isinstance(signature, str) or len(signature) != 128 or set(signature) - set("0123456789abcdef"):
-        raise WireError("policy: a signature is 128 hexadecimal digits")
-    body = canonical_json(fields["policy"])
-    try:
-        root_key.verify(bytes.fromhex(signature), _SIGNED + body)
-    except InvalidSignature:
-        raise SignatureInvalid("policy") from None
-    return Policy.from_bytes(body)
+    return Policy.from_bytes(signed_body("policy", data, root_key, MAX_BYTES))
 
 
 def _round_trips(value: Fraction) -> bool:
