@@ -162,6 +162,8 @@ class Device:
         return self.home / f"{event.hex()}.answer"
 
     def _answer(self, query: Query, slots: Sequence[Cores]) -> bytes:
+        if query.transport == "masked":  # its noise protects a sum: alone it would stand at the Sybil floor
+            raise PolicyRefused(RefusalCode.SUM)
         event = query.event_id(self.device_id)
         stored = self._stored(event)
         if stored.exists():

@@ -448,3 +448,11 @@ def test_adapters_other_than_those_the_query_names_are_refused(home: Home) -> No
     message = decode(home.ask(QUERY, other))
     assert isinstance(message, Refusal) and message.code == RefusalCode.RELEASE
     assert not home.learner.starts and home.ledger().account.spent_rho() == 0
+
+
+def test_an_answer_to_a_masked_query_never_goes_in_the_clear(home: Home) -> None:
+    """The noise of one device alone is not what the query promises; nothing is trained or charged for the asking."""
+    masked = replace(QUERY, transport="masked", directory_sha256="d" * 64)
+    message = decode(home.device.answer(masked.to_bytes(), RELEASE))
+    assert isinstance(message, Refusal) and message.code == RefusalCode.SUM
+    assert home.learner.seeds == [] and home.device.ledger.account.participations() == 0
