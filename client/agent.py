@@ -18,7 +18,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from privacy.adapter import AdapterLayout, Cores, state_sha256
+from client.deliveries import Rows
+from privacy.adapter import AdapterLayout, Cores, rows_sha256
 from privacy.answer import make_answer, slotted_update
 from privacy.canonical import sha256_hex
 from privacy.directory import Directory
@@ -26,6 +27,15 @@ from privacy.errors import PolicyRefused
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
+from privacy.objective import (
+    DECLARED,
+    LEAST_LOSS,
+    METRICS_OBJECTIVE,
+    NEAREST,
+    NEEDS_PUBLIC_TABLES,
+    TRAINS_A_CORE,
+    rows_of,
+)
 from privacy.policy import Policy
 from privacy.query import Query
 from privacy.sampling import takes_part
@@ -52,6 +62,19 @@ class Learner(Protocol):
 
     def loss(self, user: str, cores: Cores, query: Query) -> float:
         """Return the mean nats per own token of this round's documents under `cores`."""
+
+    def distance(self, user: str, row: Rows, query: Query) -> float:
+        """Return how far the person's mean embedding lies from the centroid at the end of `row`, float32 [numbers]."""
+
+    def declared(self, user: str) -> int | None:
+        """Return the persona that the owner named, if any."""
+
+    def figures(self, user: str, rows: Rows, query: Query, slot: int, seed: int) -> NDArray[np.float64]:
+        """Return what an objective that trains no adapter gives for `slot`, float64 [slot_dim]."""
+
+    @property
+    def public_sha256(self) -> str | None:
+        """Return the hash of the encoder and word list that this device holds; None without."""
 
 
 class Device:
@@ -81,19 +104,19 @@ class Device:
         return Hello.signed(self._key, self.device_id, held, node_id, nonce).encode()
 
     def refusal(
-        self, query_bytes: bytes, slots: Sequence[Cores] | None, history: tuple[bytes, Proofs] | None = None
+        self, query_bytes: bytes, rows: Rows | None, history: tuple[bytes, Proofs] | None = None
     ) -> bytes | None:
         """Return the wire bytes of a refusal if the device would refuse now, else None; nothing is computed or charged.
 
-        `slots` is None where the adapters that the query names have not been delivered. `history` is what the
-        federation shows of its ledger: it must continue what this device saw last, and is noted.
+        `rows` is None where what the query starts from has not been delivered. `history` is what the federation shows
+        of its ledger: it must continue what this device saw last, and is noted.
         """
         try:
             query = Query.from_bytes(query_bytes)
             event = query.event_id(self.device_id)
             if self._stored(event).exists():
                 return None
-            self._permit(query, event, slots)
+            self._permit(query, event, rows)
             if history is not None:
                 self._see(*history)
         except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
@@ -104,19 +127,19 @@ class Device:
         """Return the wire bytes of a refusal with `code`."""
         return Refusal(query_sha256, self.device_id, code).encode()
 
-    def answer(self, query_bytes: bytes, slots: Sequence[Cores]) -> bytes:
+    def answer(self, query_bytes: bytes, rows: Rows | None) -> bytes:
         """Return the wire bytes of an Answer, or of a Refusal whose code is all that the server learns.
 
-        `slots` are the adapters to start from, one for each slot of the query, which must name their hash.
+        `rows`, float32 [rows, numbers], is what to start from (`privacy.objective`); the query must name its hash.
 
         No exception leaves and no text: whatever fails inside, a broken query too, becomes `device.unable`.
         """
         try:
-            return self._answer(Query.from_bytes(query_bytes), slots)
+            return self._answer(Query.from_bytes(query_bytes), rows)
         except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
             return self._refused(query_bytes, error)
 
-    def part(self, query_bytes: bytes, slots: Sequence[Cores]) -> Part:
+    def part(self, query_bytes: bytes, rows: Rows | None) -> Part:
         """Return the device's part in the sum of a query, after training for it; a part only ever refuses if it must.
 
         Transport `masked`: the vector exists in this process alone and leaves it under masks. In the clear the part is
@@ -125,8 +148,8 @@ class Device:
         try:
             query = Query.from_bytes(query_bytes)
             if query.transport == "masked":
-                return self._masked_part(query, slots)
-            data = self._answer(query, slots)
+                return self._masked_part(query, rows)
+            data = self._answer(query, rows)
         except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
             data = self._refused(query_bytes, error)
         return lambda _frame: data
@@ -139,16 +162,16 @@ class Device:
         logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
         return self.refuse(query_sha256, RefusalCode.UNABLE)
 
-    def _masked_part(self, query: Query, slots: Sequence[Cores]) -> Part:
+    def _masked_part(self, query: Query, rows: Rows | None) -> Part:
         event = query.event_id(self.device_id)
         if self.directory is None:
             raise PolicyRefused(RefusalCode.DIRECTORY)
         if self._journal.load(event):
             raise PolicyRefused(RefusalCode.STALE)  # it restarted inside this sum: its keys are gone, so it is out
         with self.books:
-            self._permit(query, event, slots)
+            self._permit(query, event, rows)
             self.ledger.reserve(query, self.device_id)
-        update = self._local_update(query, event, slots)
+        update = self._local_update(query, event, rows)
         vector = make_answer(update, query, self.device_id, self._noise_key).vector
         journal = _Committing(self._journal, self._commit)
         head, verify = self.ledger.head, self._verify
@@ -161,7 +184,7 @@ class Device:
     def _stored(self, event: bytes) -> Path:
         return self.home / f"{event.hex()}.answer"
 
-    def _answer(self, query: Query, slots: Sequence[Cores]) -> bytes:
+    def _answer(self, query: Query, rows: Rows | None) -> bytes:
         if query.transport == "masked":  # its noise protects a sum: alone it would stand at the Sybil floor
             raise PolicyRefused(RefusalCode.SUM)
         event = query.event_id(self.device_id)
@@ -169,9 +192,9 @@ class Device:
         if stored.exists():
             return self._again(stored.read_bytes(), query, event)
         with self.books:
-            self._permit(query, event, slots)
+            self._permit(query, event, rows)
             self.ledger.reserve(query, self.device_id)
-        update = self._local_update(query, event, slots)
+        update = self._local_update(query, event, rows)
         with self.books:
             answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
             write_atomic(stored, answer.encode())
@@ -194,25 +217,57 @@ class Device:
             seen = self.ledger.account.seen
             self.ledger.see(note, signer, proofs.get(seen.size, ()) if seen is not None else ())
 
-    def _permit(self, query: Query, event: bytes, slots: Sequence[Cores] | None) -> None:
+    def _permit(self, query: Query, event: bytes, rows: Rows | None) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
         with self.books:
             self.policy.check(query, *self.ledger.spent(event))
         if query.sampling is not None and not takes_part(self._noise_key, query, self.device_id):
             raise PolicyRefused(RefusalCode.NOT_SAMPLED)
-        if slots is None or self.learner is None or len(slots) != query.slots:
+        learner = self.learner
+        tables = learner.public_sha256 if learner is not None else None
+        if query.objective in NEEDS_PUBLIC_TABLES and (tables is None or tables != self.policy.public_sha256):
+            raise PolicyRefused(RefusalCode.BASIS)
+        if rows is None or learner is None or len(rows) != rows_of(query.objective, query.slots):
             raise PolicyRefused(RefusalCode.RELEASE)
-        if state_sha256(self.policy.basis_sha256, self.learner.layout, slots) != query.release_sha256:
+        if rows_sha256(self.policy.basis_sha256, rows) != query.release_sha256:
+            raise PolicyRefused(RefusalCode.RELEASE)
+        width, numbers = rows.shape[1], learner.layout.dim
+        centred = query.choice == NEAREST and query.slots > 1
+        if query.objective in TRAINS_A_CORE and not (width > numbers if centred else width == numbers):
             raise PolicyRefused(RefusalCode.RELEASE)
 
-    def _local_update(self, query: Query, event: bytes, slots: Sequence[Cores]) -> NDArray[np.float64]:
-        """Return the vector to be clipped and noised: the update in the slot that fits the person's own text best."""
-        learner, slot = self.learner, 0
-        assert learner is not None  # `_permit` came before
-        if query.slots > 1:
-            slot = int(np.argmin([learner.loss(self.device_id, cores, query) for cores in slots]))
+    def _local_update(self, query: Query, event: bytes, rows: Rows | None) -> NDArray[np.float64]:
+        """Return the vector to be clipped and noised: what the device gives, in the slot that it chose.
+
+        The work does not depend on the choice: every slot is scored and one is trained, also where the owner has named
+        no persona and the answer is zeros.
+        """
+        learner = self.learner
+        assert learner is not None and rows is not None  # `_permit` came before
+        slot = self._slot(learner, query, rows)
+        used = slot if slot is not None else 0
         seed = int(KeyStream(self._noise_key, batches_event(event)).candidates(0, 1)[0, 0]) >> 1
-        return slotted_update(learner.update(self.device_id, slots[slot], query, seed), query, slot)
+        if query.objective in TRAINS_A_CORE:
+            update = learner.update(self.device_id, self._cores(learner, rows[used]), query, seed)
+        else:
+            update = learner.figures(self.device_id, rows, query, used, seed)
+        vector = slotted_update(update, query, used)
+        return vector if slot is not None else np.zeros(query.dim)
+
+    def _slot(self, learner: Learner, query: Query, rows: Rows) -> int | None:
+        """Return the slot that the device chooses, the first of equals; None where its owner has declared none."""
+        if query.slots == 1:
+            return 0
+        if query.choice == DECLARED:
+            named = learner.declared(self.device_id)
+            return named if named is not None and 0 <= named < query.slots else None
+        candidates = rows[1:] if query.objective == METRICS_OBJECTIVE else rows
+        if query.choice == LEAST_LOSS:
+            return int(np.argmin([learner.loss(self.device_id, self._cores(learner, r), query) for r in candidates]))
+        return int(np.argmin([learner.distance(self.device_id, row, query) for row in candidates]))
+
+    def _cores(self, learner: Learner, row: Rows) -> Cores:
+        return learner.layout.unflatten(row[: learner.layout.dim].astype(np.float64))
 
 
 class _Committing:

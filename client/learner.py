@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from client.documents import Document
 from client.model import GLOBAL, Cached, Encoded, LanguageModel
+from client.preference import preference_update
 from client.train import CoreTraining, core_update
 from privacy.adapter import AdapterLayout, Cores
+from privacy.errors import ModelError
+from privacy.objective import PREFERENCE, REPLY_ONLY, TRAINS_A_CORE
 from privacy.query import Query
 
 
@@ -24,7 +27,9 @@ class TextLearner:
 
     def __init__(self, model: LanguageModel, training: CoreTraining, max_document_tokens: int) -> None:
         self.model, self.training, self.max_document_tokens = model, training, max_document_tokens
+        self.documents: dict[str, tuple[Document, ...]] = {}
         self._encoded: dict[str, list[Encoded]] = {}
+        self._replies: dict[str, list[Encoded]] = {}
         self._cached: dict[tuple[str, str], Cached] = {}
 
     @property
@@ -36,13 +41,15 @@ class TextLearner:
     def add(self, user: str, documents: Sequence[Document]) -> int:
         """Take a person's (scrubbed) documents, in place of earlier ones, and return their number of own tokens."""
         self.forget(user)
+        self.documents[user] = tuple(documents)
         encoded = [self.model.encode(d, self.max_document_tokens) for d in documents]
         self._encoded[user] = [e for e in encoded if e.own_tokens]
         return sum(e.own_tokens for e in encoded)
 
     def forget(self, user: str) -> None:
         """Drop everything kept of a person."""
-        self._encoded.pop(user, None)
+        for kept in (self.documents, self._encoded, self._replies):
+            kept.pop(user, None)
         self._cached = {key: value for key, value in self._cached.items() if key[0] != user}
 
     def round_documents(self, user: str, query: Query) -> list[Cached]:
@@ -51,16 +58,22 @@ class TextLearner:
         Documents are put into consecutive parts that fit the limit; round k trains on part k modulo their number. A
         document over the limit alone is read in pieces: left out, it would take most people's whole text with it.
         """
-        return [self._prefix(user, e) for e in part_of_round(self._encoded[user], query)]
+        known = self._reply_tokens(user) if query.objective == REPLY_ONLY else self._encoded[user]
+        return [self._prefix(user, e) for e in part_of_round(known, query)]
 
     def update(self, user: str, start: Cores, query: Query, seed: int) -> NDArray[np.float64]:
         """Return the person's local update from `start`, float64 [slot_dim]; `seed` draws the Poisson batches.
 
-        It rests on no more steps and own tokens than the query's limits, whatever the settings of training are.
+        It rests on no more steps and own tokens than the query's limits, whatever the settings of training are. Raises
+        ModelError for an objective that trains no adapter.
         """
-        training = replace(self.training, steps=min(self.training.steps, query.limits.local_steps))
+        if query.objective not in TRAINS_A_CORE:
+            raise ModelError(f"{query.objective} trains no adapter")
+        limits = query.limits
+        training = replace(self.training, steps=min(self.training.steps, limits.local_steps), seconds=limits.seconds)
         generator = torch.Generator().manual_seed(seed)
-        return core_update(self.model, self.round_documents(user, query), start, training, generator)
+        update = preference_update if query.objective == PREFERENCE else core_update
+        return update(self.model, self.round_documents(user, query), start, training, generator)
 
     def loss(self, user: str, cores: Cores, query: Query) -> float:
         """Return the mean nats per own token of this round's documents under `cores`; 0 where there are none."""
@@ -70,11 +83,48 @@ class TextLearner:
         tokens = sum(len(n) for n in nats)
         return float(sum(float(n.double().sum()) for n in nats) / tokens) if tokens else 0.0
 
+    def _reply_tokens(self, user: str) -> list[Encoded]:
+        """Return the person's documents with those own tokens as targets that answer somebody, see `reply_ranges`."""
+        if user not in self._replies:
+            limit = self.max_document_tokens
+            rows = (
+                self.model.encode_text(d.text, reply_ranges(d), f"{d.id}, replies", limit) for d in self.documents[user]
+            )
+            self._replies[user] = [e for e in rows if e.own_tokens]
+        return self._replies[user]
+
+    def distance(self, user: str, row: NDArray[np.float32], query: Query) -> float:
+        """Raise ModelError: this learner has no encoder, so no embedding to compare with a centroid."""
+        raise ModelError("no encoder on this device")
+
+    def declared(self, user: str) -> int | None:
+        """Return the persona that the owner named; here nobody named one."""
+        return None
+
+    def figures(self, user: str, rows: NDArray[np.float32], query: Query, slot: int, seed: int) -> NDArray[np.float64]:
+        """Raise ModelError: this learner trains adapters and nothing else."""
+        raise ModelError("this device computes no such objective")
+
+    @property
+    def public_sha256(self) -> str | None:
+        """Return None: there are no public tables here."""
+        return None
+
     def _prefix(self, user: str, encoded: Encoded) -> Cached:
         key = (user, encoded.document)
         if key not in self._cached:
             self._cached[key] = self.model.prefix(encoded)
         return self._cached[key]
+
+
+def reply_ranges(document: Document) -> list[tuple[int, int]]:
+    """Return the character ranges of the person's own words that stand behind another's: what somebody asked for."""
+    end = 0
+    for span in document.spans:
+        end += len(span.text)
+        if not span.own and span.text.strip():
+            return [(start, stop) for start, stop in document.target_ranges() if start >= end]
+    return []
 
 
 def part_of_round(documents: Sequence[Encoded], query: Query) -> list[Encoded]:

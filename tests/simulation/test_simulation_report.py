@@ -151,8 +151,8 @@ def sample_query(transport: str = "ideal") -> Query:
     return Query(
         federation="demo", campaign="c", round=1, attempt=0, purpose="train.global", slots=1, slot_dim=4480,
         clip_norm=Fraction(1, 10), noise_multiplier=Fraction(1), cohort=Cohort(100), transport=transport,
-        release_sha256="a" * 64, basis_sha256="b" * 64, policy_sha256="c" * 64, ledger_head="d" * 64, objective="nll",
-        limits=Limits(own_tokens=512, local_steps=2),
+        release_sha256="a" * 64, basis_sha256="b" * 64, policy_sha256="c" * 64, ledger_head="d" * 64,
+        objective="next-token", limits=Limits(own_tokens=512, local_steps=2),
     )  # fmt: skip
 
 
