@@ -12,30 +12,21 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from client.deliveries import Rows
-from privacy.adapter import AdapterLayout, Cores, rows_sha256
-from privacy.answer import make_answer, slotted_update
+from client.contribution import Learner, Rows, contribution, fits
+from privacy.adapter import rows_sha256
+from privacy.answer import make_answer
 from privacy.canonical import sha256_hex
 from privacy.directory import Directory
 from privacy.errors import PolicyRefused
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
-from privacy.objective import (
-    DECLARED,
-    LEAST_LOSS,
-    METRICS_OBJECTIVE,
-    NEAREST,
-    NEEDS_PUBLIC_TABLES,
-    TRAINS_A_CORE,
-    rows_of,
-)
+from privacy.objective import NEEDS_PUBLIC_TABLES
 from privacy.policy import Policy
 from privacy.query import Query
 from privacy.sampling import takes_part
@@ -48,33 +39,6 @@ from privacy.wire import Answer, Refusal, RefusalCode, decode
 logger = logging.getLogger(__name__)
 Proofs = Mapping[int, Sequence[bytes]]
 Part = Callable[[bytes], bytes]  # a device's part in one sum: the frame of a stage in, its answer out
-
-
-class Learner(Protocol):
-    """What trains and scores for a device; in simulation one learner serves many devices."""
-
-    @property
-    def layout(self) -> AdapterLayout:
-        """Return the order of the cores in a flat vector."""
-
-    def update(self, user: str, start: Cores, query: Query, seed: int) -> NDArray[np.float64]:
-        """Return the person's local update from `start` on this round's documents, float64 [slot_dim]."""
-
-    def loss(self, user: str, cores: Cores, query: Query) -> float:
-        """Return the mean nats per own token of this round's documents under `cores`."""
-
-    def distance(self, user: str, row: Rows, query: Query) -> float:
-        """Return how far the person's mean embedding lies from the centroid at the end of `row`, float32 [numbers]."""
-
-    def declared(self, user: str) -> int | None:
-        """Return the persona that the owner named, if any."""
-
-    def figures(self, user: str, rows: Rows, query: Query, slot: int, seed: int) -> NDArray[np.float64]:
-        """Return what an objective that trains no adapter gives for `slot`, float64 [slot_dim]."""
-
-    @property
-    def public_sha256(self) -> str | None:
-        """Return the hash of the encoder and word list that this device holds; None without."""
 
 
 class Device:
@@ -227,47 +191,16 @@ class Device:
         tables = learner.public_sha256 if learner is not None else None
         if query.objective in NEEDS_PUBLIC_TABLES and (tables is None or tables != self.policy.public_sha256):
             raise PolicyRefused(RefusalCode.BASIS)
-        if rows is None or learner is None or len(rows) != rows_of(query.objective, query.slots):
+        if rows is None or learner is None or not fits(learner, query, rows):
             raise PolicyRefused(RefusalCode.RELEASE)
         if rows_sha256(self.policy.basis_sha256, rows) != query.release_sha256:
             raise PolicyRefused(RefusalCode.RELEASE)
-        width, numbers = rows.shape[1], learner.layout.dim
-        centred = query.choice == NEAREST and query.slots > 1
-        if query.objective in TRAINS_A_CORE and not (width > numbers if centred else width == numbers):
-            raise PolicyRefused(RefusalCode.RELEASE)
 
     def _local_update(self, query: Query, event: bytes, rows: Rows | None) -> NDArray[np.float64]:
-        """Return the vector to be clipped and noised: what the device gives, in the slot that it chose.
-
-        The work does not depend on the choice: every slot is scored and one is trained, also where the owner has named
-        no persona and the answer is zeros.
-        """
-        learner = self.learner
-        assert learner is not None and rows is not None  # `_permit` came before
-        slot = self._slot(learner, query, rows)
-        used = slot if slot is not None else 0
+        """Return the vector to be clipped and noised."""
+        assert self.learner is not None and rows is not None  # `_permit` came before
         seed = int(KeyStream(self._noise_key, batches_event(event)).candidates(0, 1)[0, 0]) >> 1
-        if query.objective in TRAINS_A_CORE:
-            update = learner.update(self.device_id, self._cores(learner, rows[used]), query, seed)
-        else:
-            update = learner.figures(self.device_id, rows, query, used, seed)
-        vector = slotted_update(update, query, used)
-        return vector if slot is not None else np.zeros(query.dim)
-
-    def _slot(self, learner: Learner, query: Query, rows: Rows) -> int | None:
-        """Return the slot that the device chooses, the first of equals; None where its owner has declared none."""
-        if query.slots == 1:
-            return 0
-        if query.choice == DECLARED:
-            named = learner.declared(self.device_id)
-            return named if named is not None and 0 <= named < query.slots else None
-        candidates = rows[1:] if query.objective == METRICS_OBJECTIVE else rows
-        if query.choice == LEAST_LOSS:
-            return int(np.argmin([learner.loss(self.device_id, self._cores(learner, r), query) for r in candidates]))
-        return int(np.argmin([learner.distance(self.device_id, row, query) for row in candidates]))
-
-    def _cores(self, learner: Learner, row: Rows) -> Cores:
-        return learner.layout.unflatten(row[: learner.layout.dim].astype(np.float64))
+        return contribution(self.learner, self.device_id, query, rows, seed)
 
 
 class _Committing:

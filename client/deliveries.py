@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from client.contribution import Rows
 from privacy.adapter import AdapterLayout, Basis, rows_sha256
 from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError, EncodingError, ModelError, WireError
@@ -23,7 +23,6 @@ from privacy.session import BASIS_ITEM, HISTORY_ITEM, Start, basis_item, read_hi
 
 KEPT_STARTS = 4
 BASIS_FILE = "basis.safetensors"
-Rows = NDArray[np.float32]
 
 
 class Deliveries:

@@ -10,12 +10,21 @@ import torch
 from numpy.typing import NDArray
 
 from client.documents import Document
+from client.figures import PublicTables, metrics, served_by
 from client.model import GLOBAL, Cached, Encoded, LanguageModel
 from client.preference import preference_update
 from client.train import CoreTraining, core_update
 from privacy.adapter import AdapterLayout, Cores
 from privacy.errors import ModelError
-from privacy.objective import PREFERENCE, REPLY_ONLY, TRAINS_A_CORE
+from privacy.objective import (
+    CENTROIDS,
+    METRICS_NORM,
+    METRICS_OBJECTIVE,
+    PREFERENCE,
+    REPLY_ONLY,
+    TRAINS_A_CORE,
+    WORDS,
+)
 from privacy.query import Query
 
 
@@ -25,8 +34,18 @@ class TextLearner:
     What is kept is personal text in another form: it lives in this process alone and `forget` drops it.
     """
 
-    def __init__(self, model: LanguageModel, training: CoreTraining, max_document_tokens: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        training: CoreTraining,
+        max_document_tokens: int,
+        tables: PublicTables | None = None,
+    ) -> None:
         self.model, self.training, self.max_document_tokens = model, training, max_document_tokens
+        self.tables = tables
+        self.named: dict[str, int] = {}  # the persona that a person's owner declared
+        self.votes: dict[str, tuple[int, int]] = {}  # blind comparisons made, and won by the shared adapters
+        self._embeddings: dict[str, NDArray[np.float64]] = {}
         self.documents: dict[str, tuple[Document, ...]] = {}
         self._encoded: dict[str, list[Encoded]] = {}
         self._replies: dict[str, list[Encoded]] = {}
@@ -48,7 +67,7 @@ class TextLearner:
 
     def forget(self, user: str) -> None:
         """Drop everything kept of a person."""
-        for kept in (self.documents, self._encoded, self._replies):
+        for kept in (self.documents, self._encoded, self._replies, self._embeddings):
             kept.pop(user, None)
         self._cached = {key: value for key, value in self._cached.items() if key[0] != user}
 
@@ -94,21 +113,47 @@ class TextLearner:
         return self._replies[user]
 
     def distance(self, user: str, row: NDArray[np.float32], query: Query) -> float:
-        """Raise ModelError: this learner has no encoder, so no embedding to compare with a centroid."""
-        raise ModelError("no encoder on this device")
+        """Return the distance of the person's mean embedding to the centroid at the end of `row`, float32 [numbers]."""
+        embedding = self.embedding(user)
+        return float(np.linalg.norm(embedding - row[-len(embedding) :].astype(np.float64)))
 
     def declared(self, user: str) -> int | None:
-        """Return the persona that the owner named; here nobody named one."""
-        return None
+        """Return the persona that the owner named, if any."""
+        return self.named.get(user)
+
+    def embedding(self, user: str) -> NDArray[np.float64]:
+        """Return the person's mean embedding, float64 [dim], of norm 1 or 0; kept until `forget`."""
+        if user not in self._embeddings:
+            texts = [document.own_text for document in self.documents[user]]
+            self._embeddings[user] = self._tables().mean_embedding(texts)
+        return self._embeddings[user]
 
     def figures(self, user: str, rows: NDArray[np.float32], query: Query, slot: int, seed: int) -> NDArray[np.float64]:
-        """Raise ModelError: this learner trains adapters and nothing else."""
-        raise ModelError("this device computes no such objective")
+        """Return what an objective that trains no adapter gives for `slot`, float64 [slot_dim], in units of the clip.
+
+        Raises ModelError for an objective that is none of these.
+        """
+        if query.objective == CENTROIDS:
+            return query.figure * self.embedding(user)
+        if query.objective == WORDS:
+            texts = [document.own_text for document in self.documents[user]]
+            return query.figure * self._tables().word_marks(texts)
+        if query.objective == METRICS_OBJECTIVE:
+            shared, *personas = (self.layout.unflatten(row.astype(np.float64)) for row in rows)
+            served = served_by(self.model, self.round_documents(user, query), shared, personas, slot)
+            compared, preferred = self.votes.get(user, (0, 0))
+            return query.figure / METRICS_NORM * metrics(replace(served, compared=compared, preferred=preferred))
+        raise ModelError(f"{query.objective} gives no figures")
 
     @property
     def public_sha256(self) -> str | None:
-        """Return None: there are no public tables here."""
-        return None
+        """Return the hash of the encoder and word list that this device holds; None without."""
+        return self.tables.sha256 if self.tables is not None else None
+
+    def _tables(self) -> PublicTables:
+        if self.tables is None:
+            raise ModelError("no encoder on this device")
+        return self.tables
 
     def _prefix(self, user: str, encoded: Encoded) -> Cached:
         key = (user, encoded.document)

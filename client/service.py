@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from client.agent import Device, Part
-from client.deliveries import Deliveries, Rows
+from client.contribution import Rows
+from client.deliveries import Deliveries
 from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError, WireError
 from privacy.query import Query

@@ -39,7 +39,7 @@ class Policy:
     from the root key only, and an old, more generous policy does not come back.
 
     `objectives` are what may be computed, of the closed list. `public_sha256` names the public tables that some of them
-    rest on (encoder and word list, `client.public`): a device that has others answers none of those.
+    rest on (encoder and word list, `client.figures`): a device that has others answers none of those.
 
     `allow_replayed_noise` and `allow_unprotected` (transport `off`) are for simulation: what runs under them is stamped
     NOT PRIVATE. `min_survivor_fraction` is of the invited; the query's own floor must be at least that. Raises

@@ -20,7 +20,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from privacy.adapter import Basis, state_sha256
+from privacy.adapter import Basis, rows_sha256
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
@@ -65,6 +65,7 @@ class ServerHome:
             facts = json.loads((folder / "checkpoints" / PLAN).read_bytes())
             plan = facts["plan"]
             plan |= {name: Fraction(plan[name]) for name in ("clip_norm", "noise_multiplier")}
+            plan["noise"] = {purpose: Fraction(noise) for purpose, noise in plan["noise"].items()}
             plan |= {"limits": Limits(**plan["limits"]), "optimizer": FedAvg(**plan["optimizer"])}
             release, deadlines = ReleaseOf(**facts["release"]), Deadlines(**facts["deadlines"])
             simulated, dropout = bool(facts["simulated"]), float(facts["dropout"])
@@ -110,7 +111,7 @@ def open_campaign(plan: CampaignPlan, folder: Path, ledger: Ledger, basis: Basis
     keys = directory_of(ledger)
 
     def state(slots: NDArray[np.float64]) -> str:
-        return state_sha256(plan.basis_sha256, basis.layout, [basis.layout.unflatten(row) for row in slots])
+        return rows_sha256(plan.basis_sha256, slots)
 
     return Campaign(plan, folder, ledger, list(keys), state, keys)
 

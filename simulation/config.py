@@ -15,6 +15,7 @@ from typing import Any
 from privacy.accounting import rho_for_epsilon
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError
+from privacy.objective import CHOICES, TRAINS_A_CORE
 
 KINDS = ("core", "svd")
 TRANSPORTS = ("masked", "ideal", "off")
@@ -41,6 +42,10 @@ LEAST = {
     "evaluation.held_out": 0,
     "evaluation.retrieved": 0,
     "evaluation.retrieved_tokens": 0,
+    "queries.clustering": 0,
+    "queries.centred": 0,
+    "queries.words": 0,
+    "queries.retriever_rounds": 0,
 }
 POSITIVE = {  # the largest value that makes sense
     "adapter.damping": 1e6,
@@ -126,6 +131,26 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class QueriesConfig:
+    """What else a campaign asks, all under one budget; see `server.plan.CampaignPlan`.
+
+    `objective` of the training rounds. With `personas`: `clustering` rounds of private k-means on embeddings of
+    `encoder` before training, after which the first `centred` persona rounds go by centroids and the others by
+    `persona_choice`; `words` public words are counted per persona at the end, for its description. `measure` asks every
+    device once how well the adapters serve it. `retriever_rounds` train the retriever's core.
+    """
+
+    objective: str = "next-token"
+    persona_choice: str = "least-loss"
+    clustering: int = 0
+    centred: int = 1
+    encoder: str = "minilm"
+    words: int = 0
+    measure: bool = False
+    retriever_rounds: int = 0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that defines a run; equal configurations on equal people are equal campaigns."""
 
@@ -146,6 +171,7 @@ class RunConfig:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    queries: QueriesConfig = field(default_factory=QueriesConfig)
     own: OwnConfig = field(default_factory=OwnConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -162,6 +188,11 @@ class RunConfig:
                 raise ConfigError(f"{key} must be in (0, {most:g}], not {self.value(key)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
+        _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
+        _choice("queries.encoder", self.queries.encoder, ("minilm", "hashed"))
+        if (self.queries.clustering or self.queries.words) and not self.personas:
+            raise ConfigError("queries.clustering and queries.words need personas")
         if self.personas == 1:
             raise ConfigError("personas must be 0 (none) or at least 2, not 1")
         if self.own.people == 1:
@@ -177,8 +208,9 @@ class RunConfig:
 
     @property
     def participations(self) -> int:
-        """Return how often one device may answer: a device may be drawn in every round."""
-        return self.rounds
+        """Return how often one device may answer: a device may be drawn for every query of the campaign."""
+        asked = self.queries
+        return self.rounds + asked.clustering + asked.retriever_rounds + bool(asked.words) + asked.measure
 
     def noise_multiplier(self) -> Fraction:
         """Return z, given or derived from the cap: the least z, in thousandths, whose rounds fit under it.

@@ -162,7 +162,15 @@ def server_home(setting: Setting) -> ServerHome:
     config = setting.config
     home = ServerHome(
         setting.folder.path,
-        plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed, setting.directory.sha256),
+        plan_of(
+            config,
+            setting.basis,
+            setting.cohort,
+            setting.policy.sha256,
+            setting.replayed,
+            setting.directory.sha256,
+            setting.tables,
+        ),
         ReleaseOf(config.model, model_sha256(setting.model_path)),
         Deadlines(stage=PATIENT_S, training=PATIENT_S, greeting=GREETING_S),
         simulated=True,

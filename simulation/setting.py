@@ -11,6 +11,7 @@ import numpy as np
 
 from client.base_model import base_model_path
 from client.documents import Person
+from client.figures import PublicTables
 from privacy.adapter import Basis
 from privacy.directory import Directory, signed_directory
 from privacy.files import write_atomic
@@ -24,6 +25,7 @@ from simulation.engine import MIN_COHORT, policy_of, require_cohort
 from simulation.host import HostSettings
 from simulation.population import Population, load_people
 from simulation.progress import Progress
+from simulation.public_tables import tables_of
 from simulation.run_folder import RunFolder, RunSecrets
 
 
@@ -42,6 +44,7 @@ class Setting:
     secrets: RunSecrets
     policy: Policy
     replayed: bool
+    tables: PublicTables | None = None
 
     @property
     def directory(self) -> Directory:
@@ -87,7 +90,8 @@ def prepare(config: RunConfig, out: Path, progress: Progress, overwrite: bool, r
         model_path = base_model_path(config.model)
         basis = _basis(folder, config, model_path, progress)
     secrets = folder.secrets([person.user for person in trained], replay)
-    policy = _write_policy(folder, config, basis, config.cohort or len(trained), secrets, replay is not None)
+    tables = tables_of(config)
+    policy = _write_policy(folder, config, basis, config.cohort or len(trained), secrets, replay is not None, tables)
     return Setting(
         config=config,
         folder=folder,
@@ -100,6 +104,7 @@ def prepare(config: RunConfig, out: Path, progress: Progress, overwrite: bool, r
         secrets=secrets,
         policy=policy,
         replayed=replay is not None,
+        tables=tables,
     )
 
 
@@ -189,9 +194,15 @@ def _basis(folder: RunFolder, config: RunConfig, model_path: Path, progress: Pro
 
 
 def _write_policy(
-    folder: RunFolder, config: RunConfig, basis: Basis, cohort: int, secrets: RunSecrets, replayed: bool
+    folder: RunFolder,
+    config: RunConfig,
+    basis: Basis,
+    cohort: int,
+    secrets: RunSecrets,
+    replayed: bool,
+    tables: PublicTables | None,
 ) -> Policy:
     signer = secrets.federation.public_key().public_bytes_raw().hex()
-    policy = policy_of(config, basis, cohort, signer, replayed)
+    policy = policy_of(config, basis, cohort, signer, replayed, tables)
     write_atomic(folder.policy_file, signed_policy(policy, secrets.federation))
     return policy

@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
+from client.contribution import contribution
 from client.deliveries import Deliveries
 from client.documents import Document, Person, latest, shortened
-from client.learner import TextLearner, flat_cores
+from client.figures import PublicTables
+from client.learner import TextLearner
 from client.listener import RelaySocket
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import load_own
@@ -24,7 +26,7 @@ from client.retrieve import TextIndex
 from client.service import AgentService, Lazy, Pace, Worker
 from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
-from privacy.answer import make_answer, slotted_update
+from privacy.answer import make_answer
 from privacy.canonical import sha256_hex
 from privacy.directory import open_directory
 from privacy.errors import ModelError
@@ -36,6 +38,7 @@ from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
 from simulation.host import HostSettings
+from simulation.public_tables import tables_of
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
@@ -56,8 +59,9 @@ class ObservedLearner(TextLearner):
         training: CoreTraining,
         max_document_tokens: int,
         every_round: bool = False,
+        tables: PublicTables | None = None,
     ) -> None:
-        super().__init__(model, training, max_document_tokens)
+        super().__init__(model, training, max_document_tokens, tables)
         self.folder, self.every_round = folder, every_round
 
     def update(self, user: str, start: Mapping[str, NDArray[np.float32]], query: Query, seed: int) -> Vector:
@@ -101,7 +105,9 @@ class HostWork:
         training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip)
         updates = self.folder / "checkpoints" / "updates"
         twice = config.compare_without_noise and config.privacy.transport != "off"
-        self.learner = ObservedLearner(updates, self.model, training, local.max_document_tokens, every_round=twice)
+        self.learner = ObservedLearner(
+            updates, self.model, training, local.max_document_tokens, every_round=twice, tables=tables_of(config)
+        )
         root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)
         policy = open_policy(settings.policy_file, root_key)
         directory = open_directory(settings.directory_file, root_key) if settings.directory_file else None
@@ -168,9 +174,10 @@ class HostWork:
     def observe(self, user: str, number: int, slots: Vector) -> Vector | None:
         """Return what the device learned in round `number`, before clip and noise, in its slot of [slots x slot_dim].
 
-        None if it has not trained from any of `slots`.
+        `slots` are the rows that the round started from. None if it has not trained from any of them.
         """
         kept, layout = self.learner.kept(user, number), self.learner.layout
+        slots = slots[:, : layout.dim]
         starts = [sha256_hex(layout.flatten(layout.unflatten(row)).tobytes()) for row in slots]
         if kept is None or kept[0] not in starts:
             return None
@@ -184,12 +191,10 @@ class HostWork:
         For the comparison line of a simulation alone; no device of a federation has this method.
         """
         query = Query.from_bytes(query_bytes)
-        cores = flat_cores(self.learner.layout, slots)
-        slot = self._best_slot(user, cores, query)
         seed = (
             int(KeyStream(device_noise_key(self._noise_root, user), query.event_id(user)).candidates(0, 1)[0, 0]) >> 1
         )
-        update = slotted_update(self.learner.update(user, cores[slot], query, seed), query, slot)
+        update = contribution(self.learner, user, query, slots.astype(np.float32), seed)
         return make_answer(update, query, user, bytes(32)).encode()
 
     def unscrubbed_update(self, user: str, query_bytes: bytes, start: Vector) -> Vector:
@@ -202,11 +207,6 @@ class HostWork:
         """Return the same update as `unscrubbed_update`, trained on the scrubbed text, with the same batches."""
         query = Query.from_bytes(query_bytes)
         return TextLearner.update(self.learner, user, self.learner.layout.unflatten(start), query, 0)
-
-    def _best_slot(self, user: str, cores: Sequence[Mapping[str, NDArray[np.float32]]], query: Query) -> int:
-        if len(cores) == 1:
-            return 0
-        return int(np.argmin([self.learner.loss(user, each, query) for each in cores]))
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 

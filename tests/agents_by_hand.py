@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
-from client.deliveries import Deliveries, Rows
+from client.contribution import Rows
+from client.deliveries import Deliveries
 from client.service import AgentService, Lazy, Pace, Worker
 from privacy.adapter import Basis, Cores, state_sha256
 from privacy.canonical import sha256_hex

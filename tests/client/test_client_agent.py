@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import client.agent
 from client.agent import Device, open_devices
-from client.deliveries import Rows
+from client.contribution import Rows
 from privacy.adapter import AdapterLayout, Cores, Site, rows_sha256, state_sha256
 from privacy.answer import make_answer
 from privacy.errors import BudgetExhausted, LedgerError, PolicyRefused

@@ -1,0 +1,122 @@
+"""What a campaign will ask: a plan of several queries that share one budget, fixed before the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+
+from privacy.errors import ConfigError
+from privacy.objective import (
+    CENTROIDS,
+    DECLARED,
+    LEAST_LOSS,
+    METRICS,
+    METRICS_OBJECTIVE,
+    NEAREST,
+    NEXT_TOKEN,
+    PURPOSES,
+    RETRIEVER,
+    TRAINS_A_CORE,
+    WORDS,
+)
+from privacy.query import NO_DIRECTORY, Limits
+from server.optimizer import FedAvg
+
+
+@dataclass(frozen=True)
+class Step:
+    """One query of a plan, without what changes from run to run."""
+
+    purpose: str
+    objective: str
+    choice: str
+    slots: int
+    slot_dim: int
+    noise_multiplier: Fraction
+
+
+@dataclass(frozen=True)
+class CampaignPlan:
+    """What a campaign will ask; fixed before its first round. `seed` decides who is invited and the personas' first
+    values, all of it public; it never reaches noise, keys or batches.
+
+    `steps` are its queries: `clustering` rounds of private k-means, then `rounds` of training on `objective` (with
+    personas every other one trains these), `retriever_rounds`, one count of the public words (`words`, 0 for none) and,
+    with `measure`, one evaluation. After `clustering` the first `centred` persona rounds go by centroids, the others by
+    `persona_choice`. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget is
+    the exact sum over all steps, whatever they ask.
+    """
+
+    federation: str
+    campaign: str
+    rounds: int
+    cohort: int
+    personas: int
+    slot_dim: int
+    clip_norm: Fraction
+    noise_multiplier: Fraction
+    transport: str
+    limits: Limits
+    optimizer: FedAvg
+    basis_sha256: str
+    policy_sha256: str
+    seed: int
+    directory_sha256: str = NO_DIRECTORY
+    persona_start: float = 0.02
+    persona_floor: int = 16
+    replayed_noise: bool = False
+    objective: str = NEXT_TOKEN
+    persona_choice: str = LEAST_LOSS
+    clustering: int = 0
+    centred: int = 1
+    encoder_dim: int = 384
+    words: int = 0
+    measure: bool = False
+    retriever_rounds: int = 0
+    retriever_rank: int = 16
+    retriever_rate: float = 1.0
+    noise: Mapping[str, Fraction] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.cohort < 1 or self.personas < 0 or self.personas == 1:
+            raise ConfigError("rounds and cohort must be at least 1, personas 0 (none) or at least 2")
+        if min(self.clustering, self.centred, self.words, self.retriever_rounds) < 0 or self.encoder_dim < 1:
+            raise ConfigError("the plan's numbers of rounds and words must be 0 or more")
+        if (self.clustering or self.words or self.persona_choice != LEAST_LOSS) and not self.personas:
+            raise ConfigError("clustering, words and a choice of persona need personas")
+        if self.persona_choice == NEAREST and not self.clustering:
+            raise ConfigError("personas by centroids need rounds of clustering first")
+        if self.persona_choice == DECLARED and self.clustering:
+            raise ConfigError("personas are declared by their owners or found by clustering, not both")
+        if self.objective not in TRAINS_A_CORE or not set(self.noise) <= set(PURPOSES):
+            raise ConfigError("the plan's objective trains no adapter, or it names noise for no purpose")
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Return the queries in the order in which they are asked."""
+        k = self.personas
+        found = [self._step("cluster.persona", CENTROIDS, k, self.encoder_dim, NEAREST)] * self.clustering
+        for number in range(self.rounds):
+            if k and number % 2:
+                choice = NEAREST if self.clustering and number // 2 < self.centred else self.persona_choice
+                found.append(self._step("train.persona", self.objective, k, self.slot_dim, choice))
+            else:
+                found.append(self._step("train.global", self.objective, 1, self.slot_dim))
+        retriever = self._step("train.retriever", RETRIEVER, 1, self.retriever_rank**2)
+        found += [retriever] * self.retriever_rounds
+        if self.words:
+            found.append(self._step("describe.persona", WORDS, k, self.words, self.persona_choice))
+        if self.measure:
+            found.append(self._step("measure.adapters", METRICS_OBJECTIVE, max(1, k), len(METRICS)))
+        return tuple(found)
+
+    @property
+    def rho(self) -> Fraction:
+        """Return the zCDP of a device that answers every query of the plan, exactly."""
+        return sum((1 / (2 * step.noise_multiplier**2) for step in self.steps), Fraction(0))
+
+    def _step(self, purpose: str, objective: str, slots: int, slot_dim: int, choice: str = LEAST_LOSS) -> Step:
+        noise = self.noise.get(purpose, self.noise_multiplier)
+        return Step(purpose, objective, choice, slots, slot_dim, noise)

@@ -1,0 +1,30 @@
+"""The public tables of a run: the encoder and the words that its queries may rest on, opened once in a process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from client.encoder import Encoder, open_encoder
+from client.figures import PublicTables
+from privacy.errors import ConfigError
+from simulation.config import RunConfig
+
+
+def tables_of(config: RunConfig) -> PublicTables | None:
+    """Return the tables that the queries of `config` rest on, None where they rest on none.
+
+    Raises ModelError where the encoder cannot be had, ConfigError where it knows fewer words than are to be counted.
+    """
+    asked = config.queries
+    if not (asked.clustering or asked.words or asked.retriever_rounds):
+        return None
+    encoder = _encoder(asked.encoder)
+    words = encoder.common_words(asked.words)
+    if len(words) < asked.words:
+        raise ConfigError(f"queries.words: the encoder {asked.encoder} knows {len(words)} words, not {asked.words}")
+    return PublicTables(encoder, words)
+
+
+@lru_cache(maxsize=2)
+def _encoder(name: str) -> Encoder:
+    return open_encoder(name)
