@@ -106,7 +106,7 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
     if query.purpose == "describe.persona":
         words = slots * result.survivors / query.figure
         return replace(state, words=words, word_counts=members, word_deviation=deviation * _figure_noise(query))
-    figures = slots * METRICS_NORM / query.figure / _safe(query, share)[:, None]
+    figures = slots * METRICS_NORM / query.figure / _counted(query, share, result.survivors)[:, None]
     return replace(state, figures=figures, figure_counts=members)
 
 
@@ -130,7 +130,7 @@ def _personas_moved(plan: CampaignPlan, state: State, result: RoundSum, slots: V
 def _clustered(plan: CampaignPlan, state: State, result: RoundSum, slots: Vector, share: Vector) -> State:
     """One step of k-means: each centroid becomes the noisy mean of its members, shrunk by what noise added to it."""
     query = result.query
-    safe = _safe(query, share)
+    safe = _counted(query, share, result.survivors)
     noise = query.sigma / (query.scale * np.sqrt(result.survivors)) / query.figure if query.private else 0.0
     means = shrunk(slots / query.figure / safe[:, None], noise / safe)
     counts, deviation = share * result.survivors, count_deviation(query, result.survivors)
@@ -143,8 +143,13 @@ def _clustered(plan: CampaignPlan, state: State, result: RoundSum, slots: Vector
 
 
 def _safe(query: Query, share: Vector) -> Vector:
-    """Return shares that may be divided by: noisy counts, so a small slot is never blown up beyond K-fold."""
+    """Return shares that a step may be divided by: noisy counts, so a small slot is never blown up beyond K-fold."""
     return np.maximum(share, 1.0 / query.slots)
+
+
+def _counted(query: Query, share: Vector, survivors: int) -> Vector:
+    """Return shares that a mean may be divided by: at least one person, and two deviations of the count's noise."""
+    return np.maximum(share, max(1.0, 2 * count_deviation(query, survivors)) / survivors)
 
 
 def _figure_noise(query: Query) -> float:

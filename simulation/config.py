@@ -191,8 +191,6 @@ class RunConfig:
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
         _choice("queries.encoder", self.queries.encoder, ("minilm", "hashed"))
-        if (self.queries.clustering or self.queries.words) and not self.personas:
-            raise ConfigError("queries.clustering and queries.words need personas")
         if self.personas == 1:
             raise ConfigError("personas must be 0 (none) or at least 2, not 1")
         if self.own.people == 1:
