@@ -260,6 +260,9 @@ def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: 
         noise_ratio=noise / signal if signal else None,
         alpha=alpha,
         seconds=seconds,
+        objective=query.objective,
+        noise_multiplier=float(query.noise_multiplier),
+        rho=float(query.rho) if query.rho is not None else None,
     )
 
 

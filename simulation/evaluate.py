@@ -44,15 +44,22 @@ def score_everybody(
 
 
 def score_personas(
-    pool: Hosts, users: Sequence[str], core: Vector, personas: Sequence[Vector], into: Evaluation
+    pool: Hosts,
+    users: Sequence[str],
+    core: Vector,
+    personas: Sequence[Vector],
+    into: Evaluation,
+    centroids: Vector | None = None,
 ) -> dict[str, int]:
     """Score the arm `persona`: each person under the persona that fits their own history; return who chose which.
+
+    What fits is what the campaign went by: the least loss, or with `centroids` [K, e] the nearest of them.
 
     The assignment exists in simulation alone: in a campaign it never leaves the device.
     """
     candidates = [core + persona for persona in personas]
     chosen: dict[str, int] = {}
-    pool.run([(user, ("choose", (user, candidates))) for user in users], chosen.__setitem__)
+    pool.run([(user, ("choose", (user, candidates, centroids))) for user in users], chosen.__setitem__)
     calls = [(user, ("score", (user, {"persona": candidates[chosen[user]]}))) for user in users]
     pool.run(calls, into.add)
     return chosen

@@ -16,6 +16,7 @@ from privacy.audit.html import write_page
 from privacy.audit.replay import audit_run
 from privacy.errors import ConfideError
 from privacy.ledger import Ledger
+from privacy.objective import NEAREST
 from server.campaign import Campaign
 from server.home import ROUNDS, ServerHome, open_campaign
 from server.publish import ReleaseOf, publish
@@ -109,6 +110,7 @@ def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
         replayed=setting.replayed,
         model_path=setting.model_path,
         seconds=time.monotonic() - started,
+        words=setting.tables.words if setting.tables is not None else (),
     )
 
 
@@ -218,7 +220,9 @@ def _evaluate(
         evaluate.score_everybody(pool, scored, arms, evaluation, setting.progress)
         personas: dict[str, int] = {}
         if setting.config.personas:
-            personas = evaluate.score_personas(pool, scored, core, list(campaign.state.personas), evaluation)
+            state = campaign.state
+            centroids = state.centroids if campaign.plan.persona_choice == NEAREST else None
+            personas = evaluate.score_personas(pool, scored, core, list(state.personas), evaluation, centroids)
         if setting.own_people:
             evaluate.score_own(pool, setting.own_people, core, evaluation, setting.progress)
     return evaluation, personas
