@@ -26,7 +26,7 @@ from privacy.errors import PolicyRefused
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
-from privacy.objective import NEEDS_PUBLIC_TABLES
+from privacy.objective import NEAREST, NEEDS_PUBLIC_TABLES
 from privacy.policy import Policy
 from privacy.query import Query
 from privacy.sampling import takes_part
@@ -189,7 +189,8 @@ class Device:
             raise PolicyRefused(RefusalCode.NOT_SAMPLED)
         learner = self.learner
         tables = learner.public_sha256 if learner is not None else None
-        if query.objective in NEEDS_PUBLIC_TABLES and (tables is None or tables != self.policy.public_sha256):
+        needs = query.objective in NEEDS_PUBLIC_TABLES or (query.choice == NEAREST and query.slots > 1)
+        if needs and (tables is None or tables != self.policy.public_sha256):
             raise PolicyRefused(RefusalCode.BASIS)
         if rows is None or learner is None or not fits(learner, query, rows):
             raise PolicyRefused(RefusalCode.RELEASE)

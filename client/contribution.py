@@ -33,7 +33,7 @@ class Learner(Protocol):
         """Return the mean nats per own token of this round's documents under `cores`."""
 
     def distance(self, user: str, row: Rows, query: Query) -> float:
-        """Return how far the person's mean embedding lies from the centroid at the end of `row`, float32 [numbers]."""
+        """Return how far the person's portrait lies from the centroid at the end of `row`, float32 [numbers]."""
 
     def declared(self, user: str) -> int | None:
         """Return the persona that the owner named, if any."""

@@ -1,4 +1,4 @@
-"""What a device computes that is no adapter: its mean embedding, the public words it uses, how well adapters serve it.
+"""What a device computes that is no adapter: its owner's portrait, the public words they use, how adapters serve them.
 
 Every figure is bounded before it is written, so that no answer is ever clipped: see `privacy.objective` and section 2
 of PROTOCOL.md.
@@ -17,26 +17,52 @@ from numpy.typing import NDArray
 from client.encoder import Encoder, unit
 from client.model import GLOBAL, Cached, LanguageModel, batches_by_length, padded
 from client.retrieve import words
+from client.style import FIGURES, style_of
 from privacy.adapter import Cores
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.objective import GAIN_EDGES, LOSS_UNIT, METRICS
 
 Vector = NDArray[np.float64]
 MAX_EMBEDDED = 32  # the newest documents of a person that go into the mean embedding
+MEANING, STYLE, BOTH = "meaning", "style", "both"
+PORTRAITS = (BOTH, MEANING, STYLE)
 
 
 @dataclass(frozen=True)
 class PublicTables:
-    """What is public and everybody must have the same: an encoder, and the words that may be counted."""
+    """What is public and everybody must have the same: an encoder, the words that may be counted, what portraits show.
+
+    A *portrait* is what personas are clustered by, of norm at most 1: the mean of the person's embeddings ("meaning",
+    what they write about), their figures of style ("style", how they write), or one behind the other ("both").
+    """
 
     encoder: Encoder
     words: tuple[str, ...] = ()
+    shows: str = MEANING
 
     @cached_property
     def sha256(self) -> str:
         """Return the hash that a policy pins: of the encoder's weights and of the word list."""
         listed = sha256_hex("\n".join(self.words).encode())
-        return sha256_hex(canonical_json({"encoder": self.encoder.sha256, "words": listed}))
+        figures = [[each.name, repr(each.typical), repr(each.spread)] for each in FIGURES]
+        return sha256_hex(
+            canonical_json({"encoder": self.encoder.sha256, "shows": self.shows, "style": figures, "words": listed})
+        )
+
+    @property
+    def portrait_dim(self) -> int:
+        """Return the length of a portrait."""
+        meaning = self.encoder.dim if self.shows != STYLE else 0
+        return meaning + (len(FIGURES) if self.shows != MEANING else 0)
+
+    def portrait(self, texts: Sequence[str]) -> Vector:
+        """Return a person's portrait, float64 [portrait_dim], of norm at most 1; zeros for no text."""
+        if self.shows == MEANING:
+            return self.mean_embedding(texts)
+        if self.shows == STYLE:
+            return style_of(texts)
+        both: Vector = np.concatenate([self.mean_embedding(texts), style_of(texts)]) / np.sqrt(2)
+        return both
 
     def mean_embedding(self, texts: Sequence[str]) -> Vector:
         """Return the direction of the mean of the texts' embeddings, float64 [dim], of norm 1; zeros for no text."""

@@ -45,7 +45,7 @@ class TextLearner:
         self.tables = tables
         self.named: dict[str, int] = {}  # the persona that a person's owner declared
         self.votes: dict[str, tuple[int, int]] = {}  # blind comparisons made, and won by the shared adapters
-        self._embeddings: dict[str, NDArray[np.float64]] = {}
+        self._portraits: dict[str, NDArray[np.float64]] = {}
         self.documents: dict[str, tuple[Document, ...]] = {}
         self._encoded: dict[str, list[Encoded]] = {}
         self._replies: dict[str, list[Encoded]] = {}
@@ -67,7 +67,7 @@ class TextLearner:
 
     def forget(self, user: str) -> None:
         """Drop everything kept of a person."""
-        for kept in (self.documents, self._encoded, self._replies, self._embeddings):
+        for kept in (self.documents, self._encoded, self._replies, self._portraits):
             kept.pop(user, None)
         self._cached = {key: value for key, value in self._cached.items() if key[0] != user}
 
@@ -113,20 +113,20 @@ class TextLearner:
         return self._replies[user]
 
     def distance(self, user: str, row: NDArray[np.float32], query: Query) -> float:
-        """Return the distance of the person's mean embedding to the centroid at the end of `row`, float32 [numbers]."""
-        embedding = self.embedding(user)
-        return float(np.linalg.norm(embedding - row[-len(embedding) :].astype(np.float64)))
+        """Return the distance of the person's portrait to the centroid at the end of `row`, float32 [numbers]."""
+        portrait = self.portrait(user)
+        return float(np.linalg.norm(portrait - row[-len(portrait) :].astype(np.float64)))
 
     def declared(self, user: str) -> int | None:
         """Return the persona that the owner named, if any."""
         return self.named.get(user)
 
-    def embedding(self, user: str) -> NDArray[np.float64]:
-        """Return the person's mean embedding, float64 [dim], of norm 1 or 0; kept until `forget`."""
-        if user not in self._embeddings:
+    def portrait(self, user: str) -> NDArray[np.float64]:
+        """Return the person's portrait, float64 [dim], of norm at most 1; kept until `forget`."""
+        if user not in self._portraits:
             texts = [document.own_text for document in self.documents[user]]
-            self._embeddings[user] = self._tables().mean_embedding(texts)
-        return self._embeddings[user]
+            self._portraits[user] = self._tables().portrait(texts)
+        return self._portraits[user]
 
     def figures(self, user: str, rows: NDArray[np.float32], query: Query, slot: int, seed: int) -> NDArray[np.float64]:
         """Return what an objective that trains no adapter gives for `slot`, float64 [slot_dim], in units of the clip.
@@ -134,7 +134,7 @@ class TextLearner:
         Raises ModelError for an objective that is none of these.
         """
         if query.objective == CENTROIDS:
-            return query.figure * self.embedding(user)
+            return query.figure * self.portrait(user)
         if query.objective == WORDS:
             texts = [document.own_text for document in self.documents[user]]
             return query.figure * self._tables().word_marks(texts)

@@ -71,6 +71,7 @@ class CampaignPlan:
     persona_choice: str = LEAST_LOSS
     clustering: int = 0
     centred: int = 1
+    portrait_dim: int = 20
     encoder_dim: int = 384
     words: int = 0
     measure: bool = False
@@ -82,7 +83,8 @@ class CampaignPlan:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.cohort < 1 or self.personas < 0 or self.personas == 1:
             raise ConfigError("rounds and cohort must be at least 1, personas 0 (none) or at least 2")
-        if min(self.clustering, self.centred, self.words, self.retriever_rounds) < 0 or self.encoder_dim < 1:
+        numbers = (self.clustering, self.centred, self.words, self.retriever_rounds)
+        if min(numbers) < 0 or min(self.encoder_dim, self.portrait_dim) < 1:
             raise ConfigError("the plan's numbers of rounds and words must be 0 or more")
         if (self.clustering or self.words or self.persona_choice != LEAST_LOSS) and not self.personas:
             raise ConfigError("clustering, words and a choice of persona need personas")
@@ -97,7 +99,7 @@ class CampaignPlan:
     def steps(self) -> tuple[Step, ...]:
         """Return the queries in the order in which they are asked."""
         k = self.personas
-        found = [self._step("cluster.persona", CENTROIDS, k, self.encoder_dim, NEAREST)] * self.clustering
+        found = [self._step("cluster.persona", CENTROIDS, k, self.portrait_dim, NEAREST)] * self.clustering
         for number in range(self.rounds):
             if k and number % 2:
                 choice = NEAREST if self.clustering and number // 2 < self.centred else self.persona_choice

@@ -74,7 +74,8 @@ def first_state(plan: CampaignPlan, tables: Tables | None = None) -> State:
     rng = np.random.default_rng([plan.seed, 1])
     zero = np.zeros(plan.slot_dim)
     personas = plan.persona_start * _directions(rng, plan.personas, plan.slot_dim)
-    centroids = _directions(np.random.default_rng([plan.seed, 8]), plan.personas, plan.encoder_dim)
+    start = _orthonormal if plan.personas <= plan.portrait_dim else _directions  # fewer bad ends than random ones
+    centroids = start(np.random.default_rng([plan.seed, 8]), plan.personas, plan.portrait_dim)
     frozen = _orthonormal(np.random.default_rng([plan.seed, 9]), plan.retriever_rank, plan.encoder_dim)
     return State(
         zero,

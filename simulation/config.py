@@ -134,16 +134,18 @@ class EvaluationConfig:
 class QueriesConfig:
     """What else a campaign asks, all under one budget; see `server.plan.CampaignPlan`.
 
-    `objective` of the training rounds. With `personas`: `clustering` rounds of private k-means on embeddings of
-    `encoder` before training, after which the first `centred` persona rounds go by centroids and the others by
-    `persona_choice`; `words` public words are counted per persona at the end, for its description. `measure` asks every
-    device once how well the adapters serve it. `retriever_rounds` train the retriever's core.
+    `objective` of the training rounds. With `personas`: `clustering` rounds of private k-means on portraits before
+    training (`portrait`: how people write, what about, or both; see `client.figures.PublicTables`), after which the
+    first `centred` persona rounds go by centroids and the others by `persona_choice`; `words` public words of `encoder`
+    are counted per persona at the end, for its description. `measure` asks every device once how well the adapters
+    serve it. `retriever_rounds` train the retriever's core on embeddings of `encoder`.
     """
 
     objective: str = "next-token"
     persona_choice: str = "least-loss"
     clustering: int = 0
     centred: int = 1
+    portrait: str = "style"
     encoder: str = "minilm"
     words: int = 0
     measure: bool = False
@@ -190,6 +192,7 @@ class RunConfig:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
+        _choice("queries.portrait", self.queries.portrait, ("both", "meaning", "style"))
         _choice("queries.encoder", self.queries.encoder, ("minilm", "hashed"))
         if self.personas == 1:
             raise ConfigError("personas must be 0 (none) or at least 2, not 1")

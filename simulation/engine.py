@@ -204,6 +204,7 @@ def plan_of(
         persona_choice=asked.persona_choice,
         clustering=asked.clustering,
         centred=asked.centred,
+        portrait_dim=tables.portrait_dim if tables is not None else 1,
         encoder_dim=tables.encoder.dim if tables is not None else 1,
         words=asked.words,
         measure=asked.measure,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from client.encoder import Encoder, open_encoder
-from client.figures import PublicTables
+from client.encoder import HASHED, Encoder, open_encoder
+from client.figures import STYLE, PublicTables
 from privacy.errors import ConfigError
 from simulation.config import RunConfig
 
@@ -18,11 +18,12 @@ def tables_of(config: RunConfig) -> PublicTables | None:
     asked = config.queries
     if not (asked.clustering or asked.words or asked.retriever_rounds):
         return None
-    encoder = _encoder(asked.encoder)
+    reads_meaning = asked.words or asked.retriever_rounds or asked.portrait != STYLE
+    encoder = _encoder(asked.encoder if reads_meaning else HASHED)  # style alone needs no encoder fetched
     words = encoder.common_words(asked.words)
     if len(words) < asked.words:
         raise ConfigError(f"queries.words: the encoder {asked.encoder} knows {len(words)} words, not {asked.words}")
-    return PublicTables(encoder, words)
+    return PublicTables(encoder, words, asked.portrait)
 
 
 @lru_cache(maxsize=2)

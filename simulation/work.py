@@ -222,12 +222,12 @@ class HostWork:
     def choose(self, user: str, candidates: Sequence[Vector], centroids: Vector | None = None) -> int:
         """Return the index of the flat core with the least loss on the person's own history (never on test text).
 
-        With `centroids` [K, e] it is that of the centroid nearest to the history's mean embedding.
+        With `centroids` [K, e] it is that of the centroid nearest to the history's portrait.
         """
         if centroids is not None and self.learner.tables is not None:
             texts = [document.own_text for document in self.people[user].history]
-            embedding = self.learner.tables.mean_embedding(texts)
-            return int(np.argmin(np.linalg.norm(centroids - embedding, axis=1)))
+            portrait = self.learner.tables.portrait(texts)
+            return int(np.argmin(np.linalg.norm(centroids - portrait, axis=1)))
         newest = latest(self.people[user].history, self.config.local.own_tokens)
         documents = [self.model.prefix(e) for e in self._encoded(newest)]
         self.model.activate(GLOBAL)

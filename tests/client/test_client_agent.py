@@ -230,6 +230,9 @@ def test_the_nearest_centroid_or_the_owners_word_chooses_the_slot(home: Home) ->
     home.learner.losses, home.learner.named = [2.0, 1.5, 1.0], 0
     for number, (choice, chosen) in enumerate((("least-loss", 2), ("nearest", 2), ("declared", 0))):
         query, rows = asked_of_three(choice, round=number)
+        if choice == "nearest":
+            assert home.code(query, rows) == RefusalCode.BASIS, "a centroid of another encoder's is no centroid"
+            home.learner.public_sha256 = CHOSEN.public_sha256
         slots, weights = slots_of(home.ask(query, rows), query)
         assert np.flatnonzero(np.abs(slots).sum(axis=1)).tolist() == [chosen] == np.flatnonzero(weights).tolist()
 

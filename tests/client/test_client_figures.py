@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from client.contribution import chosen_slot, contribution, fits
 from client.documents import Document, Span
 from client.encoder import EVERYDAY, HashedEncoder, open_encoder
-from client.figures import PublicTables, Served, metrics, served_by
+from client.figures import PORTRAITS, STYLE, PublicTables, Served, metrics, served_by
 from client.learner import TextLearner
 from client.model import LanguageModel
+from client.style import FIGURES, style_of
 from client.train import CoreTraining
 from privacy.errors import ModelError
 from privacy.objective import GAIN_EDGES, LOSS_UNIT, METRICS, METRICS_NORM
@@ -36,12 +37,29 @@ def learner(cored: LanguageModel) -> TextLearner:
 
 
 def test_a_mean_embedding_is_a_direction_of_own_words_alone(learner: TextLearner) -> None:
-    embedding = learner.embedding("ann")
+    embedding = learner.portrait("ann")
     assert np.linalg.norm(embedding) == pytest.approx(1)
     np.testing.assert_allclose(embedding, TABLES.mean_embedding(["I like bread, bread and the river."]))
     learner.add("ann", [BEN])
-    assert not np.allclose(learner.embedding("ann"), embedding), "text that was replaced is forgotten"
+    assert not np.allclose(learner.portrait("ann"), embedding), "text that was replaced is forgotten"
     assert not TABLES.mean_embedding([" "]).any() and not TABLES.mean_embedding([]).any()
+
+
+@given(st.lists(st.text(max_size=60), max_size=4))
+def test_a_portrait_is_never_longer_than_one(texts: list[str]) -> None:
+    for shows in PORTRAITS:
+        tables = replace(TABLES, shows=shows)
+        portrait = tables.portrait(texts)
+        assert portrait.shape == (tables.portrait_dim,) and np.linalg.norm(portrait) <= 1 + 1e-12
+
+
+def test_style_is_how_and_not_what() -> None:
+    calm = style_of(["I went to the market. It was a good day.", "We saw the boats."])
+    other_topic = style_of(["I came to the station. It was a bad trip.", "We met the drivers."])
+    loud = style_of(["I WENT TO THE MARKET!!! IT WAS A GOOD DAY!!!", "WE SAW THE BOATS!!!"])
+    assert np.linalg.norm(calm - other_topic) < 0.1 < 0.3 < np.linalg.norm(calm - loud)
+    assert not style_of([]).any() and not style_of(["...", " "]).any()
+    assert len({figure.name for figure in FIGURES}) == len(calm) == 20
 
 
 def test_word_marks_have_length_one_whatever_is_written(learner: TextLearner) -> None:
@@ -58,9 +76,10 @@ def test_tables_are_named_by_encoder_and_words() -> None:
     others = [
         replace(TABLES, words=TABLES.words[::-1]),
         replace(TABLES, encoder=HashedEncoder(17)),
+        replace(TABLES, shows=STYLE),
         PublicTables(HashedEncoder(16)),
     ]
-    assert len({TABLES.sha256, *(each.sha256 for each in others)}) == 4
+    assert len({TABLES.sha256, *(each.sha256 for each in others)}) == 5
     assert open_encoder("hashed").common_words(5) == EVERYDAY[:5]
     with pytest.raises(ModelError, match="minilm"):
         open_encoder("word2vec")
@@ -111,7 +130,7 @@ def rows_of_three(learner: TextLearner, centroids: np.ndarray) -> np.ndarray:
 
 def test_devices_choose_by_loss_centroid_or_word(learner: TextLearner) -> None:
     query = replace(QUERY, slots=3, slot_dim=learner.layout.dim, purpose="train.persona")
-    centroids = np.stack([-learner.embedding("ann"), np.zeros(16), learner.embedding("ann")])
+    centroids = np.stack([-learner.portrait("ann"), np.zeros(16), learner.portrait("ann")])
     rows = rows_of_three(learner, centroids)
     learner.named = {"ben": 1}
     nearest, declared = replace(query, choice="nearest"), replace(query, choice="declared")
@@ -138,9 +157,9 @@ def test_an_evaluation_has_one_row_more_than_slots(learner: TextLearner) -> None
     assert told[0] == pytest.approx(1) and told[METRICS.index("without_persona")] == 0
 
 
-def test_without_tables_there_is_no_embedding(cored: LanguageModel) -> None:
+def test_without_tables_there_is_no_portrait(cored: LanguageModel) -> None:
     bare = TextLearner(cored, CoreTraining(), 160)
     bare.add("ann", [ANN])
     assert bare.public_sha256 is None
     with pytest.raises(ModelError):
-        bare.embedding("ann")
+        bare.portrait("ann")

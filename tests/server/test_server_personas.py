@@ -17,7 +17,15 @@ from server.state import RoundSum, advanced, first_state
 from tests.server.test_server_campaign import PERSONAS, PLAN
 
 FULL = replace(
-    PERSONAS, rounds=4, clustering=2, encoder_dim=5, words=7, measure=True, retriever_rounds=1, retriever_rank=2
+    PERSONAS,
+    rounds=4,
+    clustering=2,
+    portrait_dim=5,
+    encoder_dim=5,
+    words=7,
+    measure=True,
+    retriever_rounds=1,
+    retriever_rank=2,
 )
 
 

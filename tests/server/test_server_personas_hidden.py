@@ -127,7 +127,7 @@ def seen(
     courier = Seen(crew, service, ticks)
     plan = {"rounds": 2, "personas": slots, "persona_choice": choice, "noise_multiplier": noise, **changes}
     if choice == NEAREST:
-        plan |= {"clustering": 1, "encoder_dim": 8}
+        plan |= {"clustering": 1, "portrait_dim": 8}
     try:
         with campaign_in(folder / "server", crew, cohort=len(prefers), transport=transport, **plan) as campaign:
             campaign._release_hash = lambda rows: rows_sha256(BASIS.sha256, rows)

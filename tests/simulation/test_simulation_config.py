@@ -51,6 +51,7 @@ OTHER = {
     "queries.persona_choice": "nearest",
     "queries.clustering": 2,
     "queries.centred": 3,
+    "queries.portrait": "both",
     "queries.encoder": "hashed",
     "queries.words": 12,
     "queries.measure": True,
