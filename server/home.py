@@ -26,7 +26,7 @@ from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.query import Limits
 from server.campaign import Campaign, CampaignPlan
-from server.optimizer import FedAvg
+from server.optimizer import OPTIMIZERS, FedAvg
 from server.publish import ReleaseOf
 from server.rounds import Courier, Deadlines, Rounds, Watch, scheduled_dropouts
 
@@ -50,6 +50,7 @@ class ServerHome:
         checkpoints = self.folder / "checkpoints"
         facts = {
             "plan": _plain(asdict(self.plan)),
+            "optimizer": next(name for name, kind in OPTIMIZERS.items() if type(self.plan.optimizer) is kind),
             "release": asdict(self.release),
             "deadlines": asdict(self.deadlines),
             "simulated": self.simulated,
@@ -66,7 +67,11 @@ class ServerHome:
             plan = facts["plan"]
             plan |= {name: Fraction(plan[name]) for name in ("clip_norm", "noise_multiplier")}
             plan["noise"] = {purpose: Fraction(noise) for purpose, noise in plan["noise"].items()}
-            plan |= {"limits": Limits(**plan["limits"]), "optimizer": FedAvg(**plan["optimizer"])}
+            plan |= {
+                "limits": Limits(**plan["limits"]),
+                "optimizer": OPTIMIZERS[facts["optimizer"]](**plan["optimizer"]),
+                "persona_optimizer": FedAvg(**plan["persona_optimizer"]),
+            }
             release, deadlines = ReleaseOf(**facts["release"]), Deadlines(**facts["deadlines"])
             simulated, dropout = bool(facts["simulated"]), float(facts["dropout"])
             return cls(folder, CampaignPlan(**plan), release, deadlines, simulated, dropout)

@@ -22,7 +22,7 @@ from privacy.objective import (
     WORDS,
 )
 from privacy.query import NO_DIRECTORY, Limits
-from server.optimizer import FedAvg
+from server.optimizer import FedAdam, FedAvg, share_left
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class CampaignPlan:
     `steps` are its queries: `clustering` rounds of private k-means, then `rounds` of training on `objective` (with
     personas every other one trains these), `retriever_rounds`, one count of the public words (`words`, 0 for none) and,
     with `measure`, one evaluation. After `clustering` the first `centred` persona rounds go by centroids, the others by
-    `persona_choice`. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget is
+    `persona_choice`. The global core takes `optimizer`, whose rate falls linearly to `last_share` of itself over the
+    rounds that train it; personas take `persona_optimizer`. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget is
     the exact sum over all steps, whatever they ask.
     """
 
@@ -59,7 +60,7 @@ class CampaignPlan:
     noise_multiplier: Fraction
     transport: str
     limits: Limits
-    optimizer: FedAvg
+    optimizer: FedAvg | FedAdam
     basis_sha256: str
     policy_sha256: str
     seed: int
@@ -79,6 +80,8 @@ class CampaignPlan:
     retriever_rank: int = 16
     retriever_rate: float = 1.0
     noise: Mapping[str, Fraction] = field(default_factory=dict)
+    last_share: float = 1.0
+    persona_optimizer: FedAvg = field(default_factory=FedAvg)
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.cohort < 1 or self.personas < 0 or self.personas == 1:
@@ -94,6 +97,8 @@ class CampaignPlan:
             raise ConfigError("personas are declared by their owners or found by clustering, not both")
         if self.objective not in TRAINS_A_CORE or not set(self.noise) <= set(PURPOSES):
             raise ConfigError("the plan's objective trains no adapter, or it names noise for no purpose")
+        if not 0 < self.last_share <= 1:
+            raise ConfigError(f"the last share of the server's rate must be in (0, 1], not {self.last_share}")
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -113,6 +118,11 @@ class CampaignPlan:
         if self.measure:
             found.append(self._step("measure.adapters", METRICS_OBJECTIVE, max(1, k), len(METRICS)))
         return tuple(found)
+
+    def share_left(self, round_number: int) -> float:
+        """Return the share of the optimizer's rate in round `round_number`, counting only rounds of its purpose."""
+        same = [place for place, step in enumerate(self.steps) if step.purpose == self.steps[round_number].purpose]
+        return share_left(same.index(round_number), len(same), self.last_share)
 
     @property
     def rho(self) -> Fraction:

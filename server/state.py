@@ -94,7 +94,8 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
     query = result.query
     slots, weights = query.split(result.mean)
     if query.purpose == "train.global":
-        core, velocity = plan.optimizer.step(state.core, state.velocity, slots[0])
+        share_left = plan.share_left(query.round)
+        core, velocity = plan.optimizer.step(state.core, state.velocity, slots[0], share_left)
         return replace(state, core=core, velocity=velocity)
     if query.purpose == "train.retriever":
         return replace(state, retriever=state.retriever + plan.retriever_rate * slots[0])
@@ -114,7 +115,8 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
 def _personas_moved(plan: CampaignPlan, state: State, result: RoundSum, slots: Vector, share: Vector) -> State:
     query = result.query
     scale = 1.0 / _safe(query, share)
-    personas, velocity = plan.optimizer.step(state.personas, state.persona_velocity, slots * scale[:, None])
+    means = slots * scale[:, None]
+    personas, velocity = plan.persona_optimizer.step(state.personas, state.persona_velocity, means)
     counts, deviation = share * result.survivors, count_deviation(query, result.survivors)
     rng = np.random.default_rng([plan.seed, 10, query.round])
     personas, events = tended(personas, counts, deviation, plan.persona_floor, plan.persona_start, rng)

@@ -52,6 +52,8 @@ POSITIVE = {  # the largest value that makes sense
     "privacy.delta": 0.5,
     "local.step": 1e3,
     "local.sampling_rate": 1.0,
+    "server.last_share": 1.0,
+    "server.persona_rate": 1e3,
     "local.document_clip": 1e6,
     "local.clip": 1e6,
     "own.learning_rate": 1e3,
@@ -100,10 +102,17 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The step on the mean: FedAvg, with momentum FedAvgM."""
+    """The step on the mean, see `server.optimizer`: `adam`, or `avg` (with momentum FedAvgM).
 
+    `learning_rate` of adam is the length of the first step, of avg what the mean is multiplied with; it falls linearly
+    to `last_share` of itself. Personas always take FedAvg, at `persona_rate`.
+    """
+
+    kind: str = "avg"
     learning_rate: float = 2.5
     momentum: float = 0.0
+    last_share: float = 1.0
+    persona_rate: float = 2.5
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,7 @@ class RunConfig:
                 raise ConfigError(f"{key} must be in (0, {most:g}], not {self.value(key)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        _choice("server.kind", self.server.kind, ("adam", "avg"))
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
         _choice("queries.portrait", self.queries.portrait, ("both", "meaning", "style"))

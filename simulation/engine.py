@@ -28,7 +28,7 @@ from privacy.query import NO_DIRECTORY, Limits, Query
 from privacy.session import Greeting, Hello
 from privacy.wire import Answer, decode
 from server.campaign import Asked, Campaign, CampaignPlan, replayed
-from server.optimizer import FedAvg
+from server.optimizer import OPTIMIZERS, FedAvg
 from server.rounds import Done, Watch
 from simulation.config import RunConfig
 from simulation.host import Hosts
@@ -194,7 +194,9 @@ def plan_of(
         noise_multiplier=config.noise_multiplier(),
         transport=config.privacy.transport,
         limits=limits_of(config),
-        optimizer=FedAvg(config.server.learning_rate, config.server.momentum),
+        optimizer=OPTIMIZERS[config.server.kind](config.server.learning_rate, config.server.momentum),
+        last_share=config.server.last_share,
+        persona_optimizer=FedAvg(config.server.persona_rate),
         basis_sha256=basis.sha256,
         policy_sha256=policy_sha256,
         seed=config.seed,
