@@ -49,6 +49,8 @@ OBJECTIVES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 TRAINS_A_CORE: Final = (NEXT_TOKEN, REPLY_ONLY, PREFERENCE)
 # What these compute depends on an encoder or a word list that everybody must have the same (`Policy.public_sha256`).
+# What a learner under record-level noise covers: training of one core on single documents.
+RECORD_LEVEL: Final = (NEXT_TOKEN, REPLY_ONLY)
 TRAINS_A_RETRIEVER: Final = (RETRIEVER, RETRIEVER_CONTRAST)
 NEEDS_PUBLIC_TABLES: Final = (CENTROIDS, WORDS, *TRAINS_A_RETRIEVER)
 

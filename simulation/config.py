@@ -25,6 +25,7 @@ LEAST = {
     "rounds": 1,
     "cohort": 1,
     "personas": 0,
+    "organisations": 0,
     "workers": 1,
     "adapter.rank": 1,
     "adapter.layers": 1,
@@ -51,6 +52,8 @@ POSITIVE = {  # the largest value that makes sense
     "adapter.damping": 1e6,
     "privacy.delta": 0.5,
     "local.step": 1e3,
+    "privacy.record_noise": 1e3,
+    "privacy.record_delta": 0.5,
     "local.sampling_rate": 1.0,
     "server.last_share": 1.0,
     "server.persona_rate": 1e3,
@@ -79,12 +82,24 @@ class PrivacyConfig:
     """Give `noise_multiplier` (the mechanism) or `epsilon` (the cap that devices enforce, from which it follows).
 
     Both are allowed where they agree: the mechanism must fit under the cap. `delta` is the one of the cap.
+
+    `unit` "record": a client is an organisation that holds many people's records. It trains under Opacus with
+    `record_noise`, and the epsilon at `record_delta` that follows is the guarantee; what `noise_multiplier` adds to the
+    sum is still accounted for, and claims little for an organisation as a whole.
     """
 
     noise_multiplier: float | None = None
     epsilon: float | None = None
     delta: float = 1e-6
     transport: str = "masked"
+    unit: str = "user"
+    record_noise: float = 1.0
+    record_delta: float = 1e-5
+
+    @property
+    def by_record(self) -> bool:
+        """Return whether the guarantee is that of single records."""
+        return self.unit == "record"
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,7 @@ class RunConfig:
     model: str = "smollm2-135m"
     rounds: int = 2
     cohort: int | None = None
+    organisations: int = 0
     personas: int = 0
     seed: int = 0
     engine: str = "flower"
@@ -201,6 +217,7 @@ class RunConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         _choice("server.kind", self.server.kind, ("adam", "avg"))
+        _choice("privacy.unit", self.privacy.unit, ("record", "user"))
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
         _choice("queries.retriever_objective", self.queries.retriever_objective, TRAINS_A_RETRIEVER)

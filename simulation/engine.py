@@ -38,6 +38,7 @@ from simulation.report_schema import Round
 
 Vector = NDArray[np.float64]
 MIN_COHORT = 16
+MIN_ORGANISATIONS = 4  # the sum hides one among so many; what protects a record is noise inside its organisation
 
 
 class LocalCourier:
@@ -153,7 +154,7 @@ def policy_of(
         purposes=tuple(sorted({"train.global", "train.persona", *(step.purpose for step in steps)})),
         min_noise_multiplier=config.noise_multiplier(),
         max_clip_norm=Fraction(str(config.local.clip)),
-        min_invited=min(cohort, MIN_COHORT) if config.privacy.transport == "off" else MIN_COHORT,
+        min_invited=min(cohort, least_cohort(config)) if config.privacy.transport == "off" else least_cohort(config),
         min_survivor_fraction=Fraction(2, 3),
         max_participations=config.participations,
         budget_rho=config.budget_rho(),
@@ -166,6 +167,11 @@ def policy_of(
         objectives=tuple(sorted({step.objective for step in steps})),
         public_sha256=tables.sha256 if tables is not None else None,
     )
+
+
+def least_cohort(config: RunConfig) -> int:
+    """Return how many devices a query must invite at least."""
+    return MIN_ORGANISATIONS if config.privacy.by_record else MIN_COHORT
 
 
 def limits_of(config: RunConfig) -> Limits:

@@ -67,6 +67,21 @@ def score_personas(
     return chosen
 
 
+def score_mixtures(
+    pool: Hosts, users: Sequence[str], core: Vector, personas: Sequence[Vector], into: Evaluation
+) -> dict[str, Vector]:
+    """Score the arm `mixture`: each person under the composition that their device finds; return all shares [K].
+
+    The shares exist in simulation alone: in a campaign they never leave the device.
+    """
+    found: dict[str, Vector] = {}
+    pool.run([(user, ("compose", (user, core, list(personas)))) for user in users], found.__setitem__)
+    offsets = np.array(personas)
+    calls = [(user, ("score", (user, {"mixture": core + found[user] @ offsets}))) for user in users]
+    pool.run(calls, into.add)
+    return found
+
+
 def score_retriever(pool: Hosts, users: Sequence[str], core: Vector, directions: Vector, into: Evaluation) -> None:
     """Rank each person's history for questions of their test text under the core [r, r], and frozen, see `ranked`."""
     found: dict[str, list[Ranked]] = {}

@@ -112,7 +112,10 @@ class Adversary(TypedDict):
 
 
 class RecordPrivacy(TypedDict):
-    """The separate, record-level statement for `own_record_dp`: never added to the user-level one."""
+    """The separate, record-level statement: never added to the user-level one.
+
+    For `own_record_dp`; with `shared` for all shared training of organisations, and then it is the headline.
+    """
 
     unit: str
     people: int
@@ -120,6 +123,7 @@ class RecordPrivacy(TypedDict):
     delta: float
     noise_multiplier: float
     clip_norm: float
+    shared: NotRequired[bool]
 
 
 class Privacy(TypedDict):

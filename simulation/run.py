@@ -227,6 +227,7 @@ def _evaluate(
             state = campaign.state
             centroids = state.centroids if campaign.plan.persona_choice == NEAREST else None
             personas = evaluate.score_personas(pool, scored, core, list(state.personas), evaluation, centroids)
+            evaluate.score_mixtures(pool, scored, core, list(state.personas), evaluation)
         if setting.config.queries.retriever_rounds:
             rank, state = campaign.plan.retriever_rank, campaign.state
             some = drawn(scored, RANKED_PEOPLE, [setting.config.seed, 6])

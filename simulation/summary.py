@@ -20,6 +20,7 @@ from simulation.metrics import comparisons, person_rows, summarise
 from simulation.personas_section import measured_section, personas_section, retriever_section, without_persona
 from simulation.population import Population
 from simulation.privacy_section import privacy_section
+from simulation.record_level import shared_record_privacy
 from simulation.report_schema import Arm, Cost, Privacy, RecordPrivacy, Report, Round, Scrub, What
 
 HEADLINE_DELTA = 1e-6
@@ -179,8 +180,9 @@ def _privacy(facts: Facts, claimed: Mapping[str, Any]) -> Privacy:
 
 
 def _record(facts: Facts) -> RecordPrivacy | None:
-    if not facts.evaluation.record:
-        return None
+    shared = shared_record_privacy(facts.config, facts.trained)
+    if shared is not None or not facts.evaluation.record:
+        return shared
     worst = max(facts.evaluation.record, key=lambda each: each["epsilon"])
     return RecordPrivacy(
         unit="document",
