@@ -46,8 +46,8 @@ class CampaignPlan:
     personas every other one trains these), `retriever_rounds`, one count of the public words (`words`, 0 for none) and,
     with `measure`, one evaluation. After `clustering` the first `centred` persona rounds go by centroids, the others by
     `persona_choice`. The global core takes `optimizer`, whose rate falls linearly to `last_share` of itself over the
-    rounds that train it; personas take `persona_optimizer`. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget is
-    the exact sum over all steps, whatever they ask.
+    rounds that train it; personas take `persona_optimizer`. `noise` holds the noise multiplier of a purpose where it is
+    not `noise_multiplier`; the budget is the exact sum over all steps, whatever they ask.
     """
 
     federation: str
