@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from privacy.errors import ConfigError
+from privacy.learned import NO_TABLES
 from privacy.objective import (
     CENTROIDS,
     DECLARED,
@@ -19,6 +20,7 @@ from privacy.objective import (
     PURPOSES,
     RETRIEVER,
     TRAINS_A_CORE,
+    TRAINS_A_RETRIEVER,
     WORDS,
 )
 from privacy.query import NO_DIRECTORY, Limits
@@ -46,8 +48,9 @@ class CampaignPlan:
     personas every other one trains these), `retriever_rounds`, one count of the public words (`words`, 0 for none) and,
     with `measure`, one evaluation. After `clustering` the first `centred` persona rounds go by centroids, the others by
     `persona_choice`. The global core takes `optimizer`, whose rate falls linearly to `last_share` of itself over the
-    rounds that train it; personas take `persona_optimizer`. `noise` holds the noise multiplier of a purpose where it is
-    not `noise_multiplier`; the budget is the exact sum over all steps, whatever they ask.
+    rounds that train it; personas take `persona_optimizer`; the retriever's core goes `retriever_rate` times the mean
+    of unit directions. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget
+    is the exact sum over all steps, whatever they ask.
     """
 
     federation: str
@@ -78,7 +81,9 @@ class CampaignPlan:
     measure: bool = False
     retriever_rounds: int = 0
     retriever_rank: int = 16
-    retriever_rate: float = 1.0
+    retriever_rate: float = 2.0
+    retriever_objective: str = RETRIEVER
+    public_sha256: str = NO_TABLES
     noise: Mapping[str, Fraction] = field(default_factory=dict)
     last_share: float = 1.0
     persona_optimizer: FedAvg = field(default_factory=FedAvg)
@@ -95,6 +100,8 @@ class CampaignPlan:
             raise ConfigError("personas by centroids need rounds of clustering first")
         if self.persona_choice == DECLARED and self.clustering:
             raise ConfigError("personas are declared by their owners or found by clustering, not both")
+        if self.retriever_objective not in TRAINS_A_RETRIEVER:
+            raise ConfigError(f"no retriever is trained by {self.retriever_objective}")
         if self.objective not in TRAINS_A_CORE or not set(self.noise) <= set(PURPOSES):
             raise ConfigError("the plan's objective trains no adapter, or it names noise for no purpose")
         if not 0 < self.last_share <= 1:
@@ -111,7 +118,7 @@ class CampaignPlan:
                 found.append(self._step("train.persona", self.objective, k, self.slot_dim, choice))
             else:
                 found.append(self._step("train.global", self.objective, 1, self.slot_dim))
-        retriever = self._step("train.retriever", RETRIEVER, 1, self.retriever_rank**2)
+        retriever = self._step("train.retriever", self.retriever_objective, 1, self.retriever_rank**2)
         found += [retriever] * self.retriever_rounds
         if self.words:
             found.append(self._step("describe.persona", WORDS, k, self.words, self.persona_choice))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,10 +11,9 @@ from privacy.objective import METRICS, METRICS_NORM, NEAREST
 from privacy.query import Query
 from server.personas import Event, count_deviation, shrunk, tended
 from server.plan import CampaignPlan, Step
+from server.public import Public
 
 Vector = NDArray[np.float64]
-# Public numbers that a plan rests on and that are too many for it: `centroids` [K, e], `directions` [rank, e].
-Tables = Mapping[str, Vector]
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,9 @@ class State:
         return np.concatenate([each, self.centroids], axis=1) if step.choice == NEAREST else each
 
 
-def first_state(plan: CampaignPlan, tables: Tables | None = None) -> State:
+def first_state(plan: CampaignPlan, public: Public | None = None) -> State:
     """Return the state before round 0: a zero global core, personas and centroids apart so that a choice exists."""
-    tables = tables or {}
+    arrays = public.arrays if public is not None else {}
     rng = np.random.default_rng([plan.seed, 1])
     zero = np.zeros(plan.slot_dim)
     personas = plan.persona_start * _directions(rng, plan.personas, plan.slot_dim)
@@ -83,9 +81,9 @@ def first_state(plan: CampaignPlan, tables: Tables | None = None) -> State:
         personas,
         np.zeros_like(personas),
         np.zeros(plan.personas),
-        centroids=tables.get("centroids", centroids) if plan.clustering else np.zeros((0, 0)),
+        centroids=arrays.get("centroids", centroids) if plan.clustering else np.zeros((0, 0)),
         retriever=np.zeros(plan.retriever_rank**2 if plan.retriever_rounds else 0),
-        directions=tables.get("directions", frozen) if plan.retriever_rounds else np.zeros((0, 0)),
+        directions=arrays.get("directions", frozen) if plan.retriever_rounds else np.zeros((0, 0)),
     )
 
 
@@ -98,7 +96,7 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
         core, velocity = plan.optimizer.step(state.core, state.velocity, slots[0], share_left)
         return replace(state, core=core, velocity=velocity)
     if query.purpose == "train.retriever":
-        return replace(state, retriever=state.retriever + plan.retriever_rate * slots[0])
+        return replace(state, retriever=state.retriever + plan.retriever_rate * slots[0] / query.figure)
     share = weights / float(query.weight) if weights is not None else np.ones(1)
     if query.purpose == "train.persona":
         return _personas_moved(plan, state, result, slots, share)

@@ -15,7 +15,7 @@ from typing import Any
 from privacy.accounting import rho_for_epsilon
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError
-from privacy.objective import CHOICES, TRAINS_A_CORE
+from privacy.objective import CHOICES, TRAINS_A_CORE, TRAINS_A_RETRIEVER
 
 KINDS = ("core", "svd")
 TRANSPORTS = ("masked", "ideal", "off")
@@ -147,7 +147,7 @@ class QueriesConfig:
     training (`portrait`: how people write, what about, or both; see `client.figures.PublicTables`), after which the
     first `centred` persona rounds go by centroids and the others by `persona_choice`; `words` public words of `encoder`
     are counted per persona at the end, for its description. `measure` asks every device once how well the adapters
-    serve it. `retriever_rounds` train the retriever's core on embeddings of `encoder`.
+    serve it. `retriever_rounds` train the retriever's core on embeddings of `encoder`, by `retriever_objective`.
     """
 
     objective: str = "next-token"
@@ -159,6 +159,7 @@ class QueriesConfig:
     words: int = 0
     measure: bool = False
     retriever_rounds: int = 0
+    retriever_objective: str = "retriever-distillation"
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ class RunConfig:
         _choice("server.kind", self.server.kind, ("adam", "avg"))
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
+        _choice("queries.retriever_objective", self.queries.retriever_objective, TRAINS_A_RETRIEVER)
         _choice("queries.portrait", self.queries.portrait, ("both", "meaning", "style"))
         _choice("queries.encoder", self.queries.encoder, ("minilm", "hashed"))
         if self.personas == 1:

@@ -22,6 +22,7 @@ from client.figures import PublicTables
 from privacy.adapter import Basis, rows_sha256
 from privacy.answer import noise_of_mean
 from privacy.errors import ConfigError, WireError
+from privacy.learned import NO_TABLES
 from privacy.ledger import Ledger
 from privacy.policy import Policy
 from privacy.query import NO_DIRECTORY, Limits, Query
@@ -211,6 +212,8 @@ def plan_of(
         words=asked.words,
         measure=asked.measure,
         retriever_rounds=asked.retriever_rounds,
+        retriever_objective=asked.retriever_objective,
+        public_sha256=tables.sha256 if tables is not None else NO_TABLES,
     )
 
 

@@ -7,6 +7,8 @@ from functools import lru_cache
 from client.encoder import HASHED, Encoder, open_encoder
 from client.figures import STYLE, PublicTables
 from privacy.errors import ConfigError
+from server.plan import CampaignPlan
+from server.public import Public
 from simulation.config import RunConfig
 
 
@@ -24,6 +26,14 @@ def tables_of(config: RunConfig) -> PublicTables | None:
     if len(words) < asked.words:
         raise ConfigError(f"queries.words: the encoder {asked.encoder} knows {len(words)} words, not {asked.words}")
     return PublicTables(encoder, words, asked.portrait)
+
+
+def public_of(tables: PublicTables | None, plan: CampaignPlan) -> Public:
+    """Return what a campaign's server needs of the tables: its words, and where its retriever may turn a query."""
+    if tables is None:
+        return Public()
+    arrays = {"directions": tables.directions(plan.retriever_rank)} if plan.retriever_rounds else {}
+    return Public(tables.words, arrays)
 
 
 @lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig
 from simulation.evaluate import Evaluation
 from simulation.metrics import comparisons, person_rows, summarise
-from simulation.personas_section import measured_section, personas_section, without_persona
+from simulation.personas_section import measured_section, personas_section, retriever_section, without_persona
 from simulation.population import Population
 from simulation.privacy_section import privacy_section
 from simulation.report_schema import Arm, Cost, Privacy, RecordPrivacy, Report, Round, Scrub, What
@@ -48,7 +48,6 @@ class Facts:
     versions: Mapping[str, str]
     model_path: Path
     seconds: float
-    words: Sequence[str] = ()
 
 
 def build_report(facts: Facts) -> Report:
@@ -81,10 +80,12 @@ def build_report(facts: Facts) -> Report:
     if config.scrub:
         report["scrub"] = _scrub(facts)
     if config.personas:
-        report["personas"] = personas_section(facts.campaign, facts.words, facts.personas)
+        report["personas"] = personas_section(facts.campaign, facts.personas)
         report["personas"]["without_persona"] = without_persona(facts.campaign)
     if facts.campaign.plan.measure:
         report["measured"] = measured_section(facts.campaign)
+    if facts.campaign.plan.retriever_rounds:
+        report["retriever"] = retriever_section(facts.campaign, facts.evaluation.ranked)
     return report
 
 

@@ -23,7 +23,9 @@ from client.listener import RelaySocket
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import load_own
 from client.retrieve import TextIndex
+from client.retriever_core import RetrieverCore
 from client.service import AgentService, Lazy, Pace, Worker
+from client.teaching import Shelf
 from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
 from privacy.answer import make_answer
@@ -39,6 +41,7 @@ from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
 from simulation.host import HostSettings
 from simulation.public_tables import tables_of
+from simulation.retrieval_score import Ranked, ranked
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
@@ -236,6 +239,15 @@ class HostWork:
             self.model.set_cores(self.learner.layout.unflatten(core))
             losses.append(sum(float(n.double().sum()) for n in self.model.document_nats(documents)))
         return int(np.argmin(losses))
+
+    def rank(self, user: str, core: Vector, directions: Vector) -> list[Ranked]:
+        """Return how the person's history is ranked for questions of their test text, frozen and under the core."""
+        tables, person = self.learner.tables, self.people[user]
+        if tables is None:
+            return []
+        shelf = Shelf.of(latest(person.history, 40 * self.config.local.own_tokens), tables.encoder)
+        rng = np.random.default_rng([self.config.seed, 12, *user.encode()])
+        return ranked(self.model, tables.encoder, shelf, person.test, RetrieverCore(directions, core), rng)
 
     def train_own(self, user: str, core: Vector, record: bool) -> tuple[Tensors, dict[str, Any] | None]:
         """Train the person's own LoRA over the global core on raw text; with `record` under record-level privacy.

@@ -59,6 +59,7 @@ OTHER = {
     "queries.words": 12,
     "queries.measure": True,
     "queries.retriever_rounds": 1,
+    "queries.retriever_objective": "retriever-contrast",
     "own.people": 4,
     "own.tokens": 99,
     "own.rank": 2,

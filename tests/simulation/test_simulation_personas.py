@@ -15,6 +15,7 @@ from privacy.errors import ConfigError
 from privacy.ledger import public_key_of, read_ledger
 from privacy.policy import open_policy
 from privacy.query import Query
+from privacy.release import verify_release
 from server.campaign import replayed
 from server.home import ServerHome
 from simulation.public_tables import tables_of
@@ -26,12 +27,14 @@ SEVERAL = (
     "queries.clustering=2",
     "queries.words=12",
     "queries.measure=true",
+    "queries.retriever_rounds=1",
     "compare_without_noise=false",
 )
 ORDER = [
     *[("cluster.persona", "centroid-sums", "nearest")] * 2,
     ("train.global", "next-token", "least-loss"),
     ("train.persona", "next-token", "nearest"),
+    ("train.retriever", "retriever-distillation", "least-loss"),
     ("describe.persona", "word-counts", "least-loss"),
     ("measure.adapters", "evaluation-metrics", "least-loss"),
 ]
@@ -51,13 +54,19 @@ def test_several_queries_share_one_budget_and_one_audit(whole: tuple[Path, dict[
     asked = queries(folder)
     assert [(q.purpose, q.objective, q.choice) for q in asked] == ORDER
     assert {q.clip_norm for q in asked} == {Fraction("0.05")} and {q.transport for q in asked} == {"masked"}
-    assert report["privacy"]["rho_exact"] == "3/1" and report["privacy"]["participations"] == 6
+    assert report["privacy"]["rho_exact"] == "7/2" and report["privacy"]["participations"] == 7
     for ledger in sorted((folder / "ledger" / "devices").glob("*.jsonl")):
-        assert read_ledger(ledger).account.spent_rho() == 3
+        assert read_ledger(ledger).account.spent_rho() == Fraction(7, 2)
     root = public_key_of(folder / "ledger" / "federation.jsonl")
     policy = open_policy((folder / "ledger" / "policy.json").read_bytes(), root)
-    assert policy.budget_rho == 3 and policy.max_participations == 6
-    assert policy.objectives == ("centroid-sums", "evaluation-metrics", "next-token", "word-counts")
+    assert policy.budget_rho == Fraction(7, 2) and policy.max_participations == 7
+    assert policy.objectives == (
+        "centroid-sums",
+        "evaluation-metrics",
+        "next-token",
+        "retriever-distillation",
+        "word-counts",
+    )
     tables = tables_of(run.config(*SEVERAL))
     assert tables is not None and policy.public_sha256 == tables.sha256
     assert audit_run(folder).holds
@@ -72,10 +81,26 @@ def test_the_report_tells_of_personas_what_the_sums_gave(whole: tuple[Path, dict
     assert len(report["measured"]) == 2 and report["measured"][0]["name"] == "persona-0"
     assert [row["objective"] for row in report["rounds"]] == [objective for _, objective, _ in ORDER]
     assert all(
-        row["rho"] == 0.5 and (row["alpha"] is not None) == ("train" in row["purpose"]) for row in report["rounds"]
+        row["rho"] == 0.5 and (row["alpha"] is not None) == (row["objective"] == "next-token")
+        for row in report["rounds"]
     )
     assert 'id="measured"' in (folder / "report.html").read_text()
     assert json.loads((folder / "report.json").read_text())["measured"] == report["measured"]
+
+
+def test_the_release_holds_what_was_learned_besides_adapters(run: Any, tmp_path: Path) -> None:
+    report = run(tmp_path / "run", *SEVERAL, "privacy.transport=off")
+    release = verify_release(tmp_path / "run" / "release", public_key_of(tmp_path / "run/ledger/federation.jsonl"))
+    state = replayed(ServerHome.load(tmp_path / "run").plan, tmp_path / "run" / "checkpoints" / "rounds")
+    tables = tables_of(run.config(*SEVERAL))
+    assert tables is not None and release.learned.public_sha256 == tables.sha256
+    np.testing.assert_allclose(release.learned.tables["directions"], tables.directions(16), atol=1e-6)
+    np.testing.assert_allclose(release.learned.tables["retriever"].ravel(), state.retriever, atol=1e-6)
+    assert state.retriever.any()
+    assert set(release.learned.personas) == {name for name in release.adapters if name.startswith("persona-")}
+    assert len(release.learned.tables.get("centroids", ())) == len(release.learned.personas)
+    assert report["retriever"]["questions"] > 0 and 0 <= report["retriever"]["ndcg_frozen"] <= 1
+    assert 'id="retriever"' in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_without_noise_what_is_read_back_is_the_truth(run: Any, tmp_path: Path) -> None:
