@@ -188,7 +188,12 @@ def reply_ranges(document: Document) -> list[tuple[int, int]]:
 
 def part_of_round(documents: Sequence[Encoded], query: Query) -> list[Encoded]:
     """Return the consecutive part of `documents` that round `query.round` trains on, see `round_documents`."""
-    limit = query.limits.own_tokens
+    parts = parts_of(documents, query.limits.own_tokens)
+    return parts[query.round % len(parts)] if parts else []
+
+
+def parts_of(documents: Sequence[Encoded], limit: int) -> list[list[Encoded]]:
+    """Return `documents` in consecutive parts of at most `limit` own tokens each, longer ones in pieces."""
     parts: list[list[Encoded]] = []
     size = 0
     for document in (piece for whole in documents for piece in pieces(whole, limit)):
@@ -197,7 +202,7 @@ def part_of_round(documents: Sequence[Encoded], query: Query) -> list[Encoded]:
             size = 0
         parts[-1].append(document)
         size += document.own_tokens
-    return parts[query.round % len(parts)] if parts else []
+    return parts
 
 
 def pieces(document: Encoded, limit: int) -> list[Encoded]:
