@@ -23,11 +23,11 @@ class Public:
     """`words` that may be counted, in the order of their numbers; `arrays` by name.
 
     `directions` [r, e] with orthonormal rows, `centroids` [K, p] to begin with: what is not there is drawn by the
-    plan's seed.
+    plan's seed. `curvature` [k, d] and `steepness` [k] make a `server.curvature.Curvature`.
     """
 
     words: tuple[str, ...] = ()
-    arrays: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
     def save(self, checkpoints: Path) -> None:
         """Write it beside the campaign; a campaign that has begun must find the same."""
