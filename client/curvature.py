@@ -29,7 +29,7 @@ def steep_directions(
     draws: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return up to `count` orthonormal directions [k, dim], steepest first, and their curvature over the mean one [k].
 
     `model` has its basis attached; its cores are zero while this runs and afterwards. From `draws` gradients a text
@@ -53,12 +53,12 @@ def steep_directions(
     values, vectors = values[::-1][:keep], vectors[:, ::-1][:, :keep]
     mean = float((gradients**2).sum()) / gradients.shape[1]
     directions = (gradients.T @ vectors / np.sqrt(values)).T
-    return directions.astype(np.float32), (values / mean).astype(np.float32)
+    return directions, values / mean
 
 
 def _gradients(model: LanguageModel, text: Encoded, draws: int, signs: torch.Generator) -> list[NDArray[np.float64]]:
     cores = model.cores()
-    weights = [core.weight for core in cores.values()]
+    weights = [weight for core in cores.values() for weight in core.parameters()]
     rows = padded([model.prefix(text)])
     found = []
     with torch.enable_grad(), trainable(weights):

@@ -26,8 +26,8 @@ STEEPNESS = "steepness"
 class Curvature:
     """`directions` float [k, dim], orthonormal rows; `steepness` float [k], curvature over its mean over all dim."""
 
-    directions: NDArray[np.floating]
-    steepness: NDArray[np.floating]
+    directions: Vector
+    steepness: Vector
 
     def __post_init__(self) -> None:
         k, dim = self.directions.shape if self.directions.ndim == 2 else (-1, -1)
@@ -39,8 +39,8 @@ class Curvature:
         if self.directions.shape[1:] != mean.shape:
             raise ConfigError(f"curvature of {self.directions.shape[1]} numbers for a core of {len(mean)}")
         along = self.directions @ mean
-        return mean - self.directions.T @ (along * self.steepness / (self.steepness + damping))
+        return np.asarray(mean - self.directions.T @ (along * self.steepness / (self.steepness + damping)), np.float64)
 
-    def arrays(self) -> dict[str, NDArray[np.floating]]:
+    def arrays(self) -> dict[str, Vector]:
         """Return both by the names under which a campaign's public arrays hold them."""
         return {DIRECTIONS: self.directions, STEEPNESS: self.steepness}

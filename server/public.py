@@ -27,7 +27,7 @@ class Public:
     """
 
     words: tuple[str, ...] = ()
-    arrays: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def save(self, checkpoints: Path) -> None:
         """Write it beside the campaign; a campaign that has begun must find the same."""

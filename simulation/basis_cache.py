@@ -21,7 +21,7 @@ from simulation.progress import Progress
 
 RECIPE = "whitened/1"
 CURVATURE_RECIPE = "fisher/1"
-Arrays = dict[str, NDArray[np.floating]]
+Arrays = dict[str, NDArray[np.float64]]
 
 
 def cached_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: Progress) -> Basis:
@@ -55,12 +55,15 @@ def cached_curvature(model_path: Path, basis: Basis, adapter: AdapterConfig, see
     path = cache_folder() / "bases" / f"{key[:32]}.curvature.safetensors"
     if path.exists():
         try:
-            return dict(load_file(path))
+            return {name: array.astype(np.float64) for name, array in load_file(path).items()}
         except (OSError, ValueError, SafetensorError):
             progress.note("the cached curvature is damaged; making it again")
-    arrays = make_curvature(model_path, basis, adapter, seed, progress)
-    write_atomic(path, save(arrays))
-    return arrays
+    kept = {
+        name: array.astype(np.float32)
+        for name, array in make_curvature(model_path, basis, adapter, seed, progress).items()
+    }
+    write_atomic(path, save(kept))
+    return {name: array.astype(np.float64) for name, array in kept.items()}
 
 
 def make_curvature(model_path: Path, basis: Basis, adapter: AdapterConfig, seed: int, progress: Progress) -> Arrays:
