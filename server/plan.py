@@ -48,7 +48,8 @@ class CampaignPlan:
     personas every other one trains these), `retriever_rounds`, one count of the public words (`words`, 0 for none) and,
     with `measure`, one evaluation. After `clustering` the first `centred` persona rounds go by centroids, the others by
     `persona_choice`. The global core takes `optimizer`, whose rate falls linearly to `last_share` of itself over the
-    rounds that train it; personas take `persona_optimizer`; the retriever's core goes `retriever_rate` times the mean
+    rounds that train it; personas take `persona_optimizer`; where the public arrays hold a curvature, both take means
+    flattened with `curvature_damping`; the retriever's core goes `retriever_rate` times the mean
     of unit directions. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget
     is the exact sum over all steps, whatever they ask. `declared` are the names of personas that people count
     themselves to, each with a description behind a colon. With `choose_round` an evaluation follows each training
@@ -90,6 +91,7 @@ class CampaignPlan:
     choose_round: bool = False
     noise: Mapping[str, Fraction] = field(default_factory=dict)
     last_share: float = 1.0
+    curvature_damping: float = 10.0
     persona_optimizer: FedAvg = field(default_factory=FedAvg)
 
     def __post_init__(self) -> None:
@@ -110,6 +112,8 @@ class CampaignPlan:
             raise ConfigError(f"no retriever is trained by {self.retriever_objective}")
         if self.objective not in TRAINS_A_CORE or not set(self.noise) <= set(PURPOSES):
             raise ConfigError("the plan's objective trains no adapter, or it names noise for no purpose")
+        if not self.curvature_damping > 0:
+            raise ConfigError("the damping of the curvature must be above 0")
         if not 0 < self.last_share <= 1:
             raise ConfigError(f"the last share of the server's rate must be in (0, 1], not {self.last_share}")
 

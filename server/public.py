@@ -23,7 +23,7 @@ class Public:
     """`words` that may be counted, in the order of their numbers; `arrays` by name.
 
     `directions` [r, e] with orthonormal rows, `centroids` [K, p] to begin with: what is not there is drawn by the
-    plan's seed.
+    plan's seed. `curvature` [k, d] and `steepness` [k] make a `server.curvature.Curvature`.
     """
 
     words: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from privacy.objective import LOSS_UNIT, METRICS, METRICS_NORM, NEAREST
 from privacy.query import Query
+from server.curvature import DIRECTIONS, STEEPNESS, Curvature
 from server.personas import Event, count_deviation, shrunk, tended
 from server.plan import CampaignPlan, Step
 from server.public import Public
@@ -43,7 +44,8 @@ class State:
     the noisy number of members of each persona in its last round, `count_deviation` the deviation of its noise;
     `centroids` [K, e]; `words` [K, V] noisy counts of people, over `word_counts` [K] noisy members; `figures` [K or 1,
     M] the mean of the evaluation's figures, `figure_counts` their noisy members; `retriever` [rank^2]; `events` what
-    became of personas, in order; `best` what private figures liked best, where the plan chooses a round.
+    became of personas, in order; `best` what private figures liked best, where the plan chooses a round. `curvature`,
+    where there is one, shortens steps along steep directions.
     """
 
     core: Vector
@@ -60,6 +62,7 @@ class State:
     figure_counts: Vector = field(default_factory=lambda: np.zeros(0))
     retriever: Vector = field(default_factory=lambda: np.zeros(0))
     directions: Vector = field(default_factory=lambda: np.zeros((0, 0)))
+    curvature: Curvature | None = None
     events: tuple[Event, ...] = ()
     best: Best | None = None
 
@@ -95,6 +98,7 @@ def first_state(plan: CampaignPlan, public: Public | None = None) -> State:
         centroids=arrays.get("centroids", centroids) if plan.clustering else np.zeros((0, 0)),
         retriever=np.zeros(plan.retriever_rank**2 if plan.retriever_rounds else 0),
         directions=arrays.get("directions", frozen) if plan.retriever_rounds else np.zeros((0, 0)),
+        curvature=Curvature(arrays[DIRECTIONS], arrays[STEEPNESS]) if DIRECTIONS in arrays else None,
     )
 
 
@@ -104,7 +108,7 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
     slots, weights = query.split(result.mean)
     if query.purpose == "train.global":
         share_left = plan.share_left(query.round)
-        core, velocity = plan.optimizer.step(state.core, state.velocity, slots[0], share_left)
+        core, velocity = plan.optimizer.step(state.core, state.velocity, _flat(plan, state, slots[0]), share_left)
         return replace(state, core=core, velocity=velocity)
     if query.purpose == "train.retriever":
         return replace(state, retriever=state.retriever + plan.retriever_rate * slots[0] / query.figure)
@@ -134,10 +138,14 @@ def _better(state: State, number: int) -> State:
     return replace(state, best=Best(loss, state.core, state.personas, number))
 
 
+def _flat(plan: CampaignPlan, state: State, mean: Vector) -> Vector:
+    return state.curvature.flattened(mean, plan.curvature_damping) if state.curvature else mean
+
+
 def _personas_moved(plan: CampaignPlan, state: State, result: RoundSum, slots: Vector, share: Vector) -> State:
     query = result.query
     scale = 1.0 / _safe(query, share)
-    means = slots * scale[:, None]
+    means = np.array([_flat(plan, state, slot) for slot in slots * scale[:, None]])
     personas, velocity = plan.persona_optimizer.step(state.personas, state.persona_velocity, means)
     counts, deviation = share * result.survivors, count_deviation(query, result.survivors)
     rng = np.random.default_rng([plan.seed, 10, query.round])

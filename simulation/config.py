@@ -31,6 +31,7 @@ LEAST = {
     "adapter.layers": 1,
     "adapter.samples": 1,
     "adapter.sample_tokens": 2,
+    "adapter.curvature": 0,
     "local.own_tokens": 1,
     "local.steps": 1,
     "local.max_document_tokens": 2,
@@ -50,6 +51,7 @@ LEAST = {
 }
 POSITIVE = {  # the largest value that makes sense
     "adapter.damping": 1e6,
+    "adapter.curvature_damping": 1e6,
     "privacy.delta": 0.5,
     "local.step": 1e3,
     "privacy.record_noise": 1e3,
@@ -67,7 +69,11 @@ POSITIVE = {  # the largest value that makes sense
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """`kind` core (whitened basis from the base model's own samples) or svd (LoRA-XS); `layers` from the top."""
+    """`kind` core (whitened basis from the base model's own samples) or svd (LoRA-XS); `layers` from the top.
+
+    `curvature` is the number of steep directions along which the server's steps are shortened (`server.curvature`), 0
+    for none; `curvature_damping` is the curvature, over its mean, at which they are halved.
+    """
 
     kind: str = "core"
     rank: int = 8
@@ -75,6 +81,8 @@ class AdapterConfig:
     damping: float = 0.01
     samples: int = 64
     sample_tokens: int = 112
+    curvature: int = 0
+    curvature_damping: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,7 @@ def plan_of(
         limits=limits_of(config),
         optimizer=OPTIMIZERS[config.server.kind](config.server.learning_rate, config.server.momentum),
         last_share=config.server.last_share,
+        curvature_damping=config.adapter.curvature_damping,
         persona_optimizer=FedAvg(config.server.persona_rate),
         basis_sha256=basis.sha256,
         policy_sha256=policy_sha256,

@@ -9,6 +9,7 @@ from client.figures import STYLE, PublicTables
 from privacy.errors import ConfigError
 from server.plan import CampaignPlan
 from server.public import Public
+from simulation.basis_cache import Arrays
 from simulation.config import RunConfig
 
 
@@ -28,12 +29,12 @@ def tables_of(config: RunConfig) -> PublicTables | None:
     return PublicTables(encoder, words, asked.portrait)
 
 
-def public_of(tables: PublicTables | None, plan: CampaignPlan) -> Public:
-    """Return what a campaign's server needs of the tables: its words, and where its retriever may turn a query."""
+def public_of(tables: PublicTables | None, plan: CampaignPlan, curvature: Arrays) -> Public:
+    """Return what a campaign's server needs: the tables' words, where its retriever may turn a query, the curvature."""
     if tables is None:
-        return Public()
-    arrays = {"directions": tables.directions(plan.retriever_rank)} if plan.retriever_rounds else {}
-    return Public(tables.words, arrays)
+        return Public(arrays=curvature)
+    directions = {"directions": tables.directions(plan.retriever_rank)} if plan.retriever_rounds else {}
+    return Public(tables.words, directions | curvature)
 
 
 @lru_cache(maxsize=2)

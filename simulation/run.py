@@ -23,7 +23,7 @@ from server.public import FILE as PUBLIC
 from server.publish import ReleaseOf, publish
 from server.rounds import Deadlines
 from simulation import evaluate
-from simulation.basis_cache import model_sha256
+from simulation.basis_cache import cached_curvature, model_sha256
 from simulation.config import RunConfig
 from simulation.engine import LocalCourier, RunWatch, Vector, plan_of, run_without_noise, shadow_of
 from simulation.flower import run_over_flower
@@ -182,7 +182,8 @@ def server_home(setting: Setting) -> ServerHome:
     )
     home.save(setting.secrets.federation)
     if not (setting.folder.checkpoints / PUBLIC).exists():
-        public_of(setting.tables, home.plan).save(setting.folder.checkpoints)
+        curvature = cached_curvature(setting.model_path, setting.basis, config.adapter, config.seed, setting.progress)
+        public_of(setting.tables, home.plan, curvature).save(setting.folder.checkpoints)
     return home
 
 

@@ -35,6 +35,8 @@ OTHER = {
     "adapter.damping": 0.5,
     "adapter.samples": 9,
     "adapter.sample_tokens": 33,
+    "adapter.curvature": 7,
+    "adapter.curvature_damping": 4.5,
     "privacy.noise_multiplier": 2.5,
     "privacy.epsilon": 9.5,
     "privacy.delta": 1e-5,
