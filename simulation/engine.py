@@ -31,7 +31,7 @@ from privacy.wire import Answer, decode
 from server.campaign import Asked, Campaign, CampaignPlan, replayed
 from server.optimizer import OPTIMIZERS, FedAvg
 from server.rounds import Done, Watch
-from simulation.config import RunConfig
+from simulation.config import RunConfig, declared_of
 from simulation.host import Hosts
 from simulation.progress import Progress
 from simulation.report_schema import Round
@@ -220,6 +220,8 @@ def plan_of(
         measure=asked.measure,
         retriever_rounds=asked.retriever_rounds,
         retriever_objective=asked.retriever_objective,
+        declared=declared_of(asked.declared),
+        choose_round=asked.choose_round,
         public_sha256=tables.sha256 if tables is not None else NO_TABLES,
     )
 
@@ -255,7 +257,7 @@ def run_without_noise(
             calls = [(user, ("without_noise", (user, asked.query_bytes, asked.slots))) for user in asked.invited]
             pool.run(calls, done)
         campaign.take(asked, answers)
-    return campaign.state.core
+    return campaign.released[0]
 
 
 def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: float) -> Round:

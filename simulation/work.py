@@ -42,6 +42,7 @@ from privacy.query import Query
 from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
+from simulation.config import declared_of
 from simulation.host import HostSettings
 from simulation.public_tables import tables_of
 from simulation.record_level import record_noise, shared_charge
@@ -115,6 +116,8 @@ class HostWork:
         self.learner = ObservedLearner(
             updates, self.model, training, local.max_document_tokens, every_round=twice, tables=tables_of(config)
         )
+        slots = {text.partition(":")[0].strip(): k for k, text in enumerate(declared_of(config.queries.declared))}
+        self.learner.named = {p.user: slots[p.persona] for p in settings.people if p.persona in slots}
         root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)
         policy = open_policy(settings.policy_file, root_key)
         directory = open_directory(settings.directory_file, root_key) if settings.directory_file else None
