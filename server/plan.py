@@ -84,7 +84,7 @@ class CampaignPlan:
     measure: bool = False
     retriever_rounds: int = 0
     retriever_rank: int = 16
-    retriever_rate: float = 2.0
+    retriever_rate: float = 12.0
     retriever_objective: str = RETRIEVER
     public_sha256: str = NO_TABLES
     declared: tuple[str, ...] = ()
