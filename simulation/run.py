@@ -228,7 +228,7 @@ def _evaluate(
             state = campaign.state
             centroids = state.centroids if campaign.plan.persona_choice == NEAREST else None
             personas = evaluate.score_personas(pool, scored, core, list(offsets), evaluation, centroids)
-            evaluate.score_mixtures(pool, scored, core, list(offsets), evaluation)
+            evaluate.score_mixtures(pool, scored, core, list(offsets), evaluation, centroids)
         if setting.config.queries.retriever_rounds:
             rank, state = campaign.plan.retriever_rank, campaign.state
             some = drawn(scored, RANKED_PEOPLE, [setting.config.seed, 6])

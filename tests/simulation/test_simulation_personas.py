@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.compose import soup
 from privacy.audit.replay import audit_run
 from privacy.errors import ConfigError
 from privacy.ledger import public_key_of, read_ledger
@@ -19,6 +20,7 @@ from privacy.query import Query
 from privacy.release import verify_release
 from server.campaign import replayed
 from server.home import ServerHome
+from server.state import first_state
 from simulation.public_tables import tables_of
 from tests.simulation.conftest import write_people
 from tests.simulation.test_simulation_engine import same_bits, tensors_of
@@ -183,3 +185,29 @@ def test_the_released_round_is_chosen_by_private_figures(run: Any, tmp_path: Pat
     assert state.best.loss <= last
     if state.best.round < 5:
         assert not np.allclose(released, state.core), "steps of 40 overshoot, and an earlier round is released"
+
+
+def test_preferences_are_trained_apart_and_merged_by_whoever_wants_them(run: Any, tmp_path: Path) -> None:
+    """A soup: two cores, each trained on its own people's words over the model's, added in any proportion."""
+    people = declared_people(tmp_path / "people.jsonl")
+    more = (
+        "personas=2",
+        "queries.objective=preference-pairs",
+        "queries.persona_choice=declared",
+        'queries.declared="short: says little; long: says all"',
+        f'people="{people}"',
+        "privacy.transport=off",
+        "compare_without_noise=false",
+    )
+    people.write_text(people.read_text().replace('"nurse"', '"short"').replace('"teacher"', '"long"'))
+    run(tmp_path / "run", *more)
+    home = ServerHome.load(tmp_path / "run")
+    state = replayed(home.plan, tmp_path / "run" / "checkpoints" / "rounds")
+    layout = home.basis.layout
+    adapters = {f"persona-{k}": layout.unflatten(state.personas[k]) for k in range(2)}
+    adapters["global"] = layout.unflatten(state.core)
+    wanted = soup({"persona-0": 3.0, "persona-1": 1.0})
+    merged = layout.flatten(wanted.cores(adapters))
+    np.testing.assert_allclose(merged, state.core + state.personas.T @ [0.75, 0.25], atol=1e-6)
+    first = first_state(home.plan).personas
+    assert all(np.linalg.norm(moved) > 1e-3 for moved in state.personas - first), "both learned from their own people"
