@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from simulation.mechanism import one_run, residuals, sensitivity, trade_off
+from simulation.mechanism.code import code_sha256
 from simulation.mechanism.layer import Layer, Mechanism
 from simulation.mechanism.people import root_of
 from simulation.mechanism.planting import planted
@@ -72,7 +73,12 @@ def audit_mechanism(
         for layer in only:
             found.append(run[layer]())
             said(found[-1])
-    facts: dict[str, object] = {"seed": seed, "python": platform.python_version(), "trainer": TRAINER}
+    facts: dict[str, object] = {
+        "seed": seed,
+        "code_sha256": code_sha256(),
+        "python": platform.python_version(),
+        "trainer": TRAINER,
+    }
     return Mechanism(tuple(found), bug, facts)
 
 

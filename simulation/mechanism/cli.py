@@ -13,6 +13,7 @@ import typer
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from simulation.mechanism.audit import FULL, LAYERS, QUICK, audit_mechanism
+from simulation.mechanism.code import code_sha256
 from simulation.mechanism.layer import Check, Layer, Mechanism
 from simulation.mechanism.planting import bug_names
 
@@ -85,7 +86,10 @@ def bugs(
         if not as_json:
             typer.echo(bug_line(name, found))
     clean, missed = not rows[0]["red"], [row["bug"] for row in rows[1:] if not row["red"]]
-    text = json.dumps({"rows": rows, "missed": missed, "clean": clean, "holds": clean and not missed}, indent=2)
+    text = json.dumps(
+        {"rows": rows, "missed": missed, "clean": clean, "code_sha256": code_sha256(), "holds": clean and not missed},
+        indent=2,
+    )
     if save is not None:
         write_atomic(save, text.encode() + b"\n")
     if as_json:
