@@ -163,7 +163,7 @@ def _slots(people: People, size: Size, error: float) -> Iterator[Check]:
     people.learner.slot_of = {}
     p_values = [chi_squared_p_value(float(s), int(f)) for s, f in zip(squares[:SLOTS], freedom, strict=False)]
     ratios = ", ".join(f"{math.sqrt(s / f):.3f}" for s, f in zip(squares, freedom, strict=True))
-    holds = min(p_values) >= error / (SLOTS + 1) and 0.05 < squares[SLOTS] / freedom[SLOTS] < 6
+    holds = min(p_values) >= error / (SLOTS + 1) and 0.02 < squares[SLOTS] / freedom[SLOTS] < 6
     yield Check("every slot", holds, f"{ratios} of the promised deviation in slots and weights")
 
 
