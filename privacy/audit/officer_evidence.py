@@ -104,7 +104,7 @@ def _attacks(found: Mapping[str, Any]) -> list[Row]:
         (
             f"attack:{row['name']}",
             f"Attack, {row['title']}",
-            "holds" if row["holds"] else "violated",
+            ("holds" if row["teeth"] else "unchecked") if row["holds"] else "violated",
             f"unprotected {row['unprotected']['said']}; protected {row['protected']['said']}; {row['allowed_said']}",
         )
         for row in found["attacks"]

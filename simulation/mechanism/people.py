@@ -20,7 +20,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from client.agent import Device, open_devices
+from client.agent import Device, Learner, open_devices
 from privacy.adapter import AdapterLayout, Cores, Site, state_sha256
 from privacy.directory import Directory
 from privacy.errors import ConfideError
@@ -85,7 +85,7 @@ class People:
 
     `noise_root` takes the place of the run's noise root: for audits that must be repeatable. It is not derived from
     anything public by itself; whoever passes a known one audits with noise that is known to all. That is fine here,
-    and only here: nobody's data is in it.
+    and only here: nobody's data is in it. `learner` takes the place of known updates, where something is trained.
     """
 
     def __init__(
@@ -97,11 +97,13 @@ class People:
         *,
         max_participations: int = 10_000,
         budget_rho: Fraction = Fraction(10**6),
+        learner: Learner | None = None,
     ) -> None:
         self.users = [f"person-{i:04d}" for i in range(count)]
         self.keys = {user: signing_key(user) for user in self.users}
         self.directory = Directory.of_keys(FEDERATION, {user: key.public_key() for user, key in self.keys.items()})
         self.layout, self.learner = layout, KnownUpdates(layout)
+        self.cores: Cores | None = None  # what queries start from; None: see `start`
         self.policy = Policy(
             federation=FEDERATION,
             purposes=("train.global", "train.persona"),
@@ -124,7 +126,7 @@ class People:
             self.users,
             self.keys,
             lambda user: device_noise_key(noise_root, user),
-            self.learner,
+            learner or self.learner,
             folder / "answers",
             self.directory,
             lambda _: MemoryJournal(),
@@ -158,7 +160,9 @@ class People:
         return replace(plain, **changes)
 
     def start(self, slots: int) -> list[Cores]:
-        """Return the cores that a query of so many slots starts from: slot k is all k."""
+        """Return the cores that a query of so many slots starts from: `cores`, or else slot k is all k."""
+        if self.cores is not None:
+            return [self.cores] * slots
         return [self.layout.unflatten(np.full(self.layout.dim, float(slot))) for slot in range(slots)]
 
     def sum(self, query: Query, updates: Mapping[str, Vector], dropped: Collection[str] = ()) -> Told:

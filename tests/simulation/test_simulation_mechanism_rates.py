@@ -13,8 +13,8 @@ from simulation.mechanism.audit import Power, audit_mechanism
 
 RATE = 0.05
 TINY = Power(
-    residuals.Size(people=5, rank=18, rounds=3, mask_keys=2**8),
-    sensitivity.Size(people=4, rank=8, inputs=2, rounds=2, text=False),
+    residuals.Size(people=5, rank=18, rounds=3, mask_keys=2**12),
+    sensitivity.Size(people=5, rank=8, inputs=2, rounds=2, text=False),
     one_run.Size(people=64),
     trade_off.Size(people=6, rank=8, rounds=24),
 )
