@@ -12,22 +12,24 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from privacy.adapter import AdapterLayout, Cores, state_sha256
-from privacy.answer import make_answer, slotted_update
+from client.contribution import Learner, Rows, contribution, fits
+from privacy.adapter import rows_sha256
+from privacy.answer import make_answer
 from privacy.canonical import sha256_hex
 from privacy.directory import Directory
 from privacy.errors import PolicyRefused
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
+from privacy.objective import NEAREST, NEEDS_PUBLIC_TABLES, RECORD_LEVEL
 from privacy.policy import Policy
 from privacy.query import Query
+from privacy.record import RecordCharge
 from privacy.sampling import takes_part
 from privacy.secagg.device import SumDevice
 from privacy.secagg.journal import MASKED, REVEALED, FileJournal, Journal
@@ -40,22 +42,12 @@ Proofs = Mapping[int, Sequence[bytes]]
 Part = Callable[[bytes], bytes]  # a device's part in one sum: the frame of a stage in, its answer out
 
 
-class Learner(Protocol):
-    """What trains and scores for a device; in simulation one learner serves many devices."""
-
-    @property
-    def layout(self) -> AdapterLayout:
-        """Return the order of the cores in a flat vector."""
-
-    def update(self, user: str, start: Cores, query: Query, seed: int) -> NDArray[np.float64]:
-        """Return the person's local update from `start` on this round's documents, float64 [slot_dim]."""
-
-    def loss(self, user: str, cores: Cores, query: Query) -> float:
-        """Return the mean nats per own token of this round's documents under `cores`."""
-
-
 class Device:
-    """A device of one federation. `home` holds the answers it gave; `ledger` stays open while the device lives."""
+    """A device of one federation. `home` holds the answers it gave; `ledger` stays open while the device lives.
+
+    `record`: an organisation's device, whose learner adds record-level noise. The charge covers all training that the
+    policy grants; it is noted before the first, and what it does not cover (figures, personas) is refused.
+    """
 
     def __init__(
         self,
@@ -69,9 +61,10 @@ class Device:
         directory: Directory | None = None,
         journal: Journal | None = None,
         verify: Verify = verify_signature,
+        record: RecordCharge | None = None,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
-        self.learner = learner
+        self.learner, self.record = learner, record
         self.directory, self._journal = directory, journal or FileJournal(home)
         self._key, self._noise_key, self._verify = signing_key, noise_key, verify
         self.books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
@@ -81,19 +74,19 @@ class Device:
         return Hello.signed(self._key, self.device_id, held, node_id, nonce).encode()
 
     def refusal(
-        self, query_bytes: bytes, slots: Sequence[Cores] | None, history: tuple[bytes, Proofs] | None = None
+        self, query_bytes: bytes, rows: Rows | None, history: tuple[bytes, Proofs] | None = None
     ) -> bytes | None:
         """Return the wire bytes of a refusal if the device would refuse now, else None; nothing is computed or charged.
 
-        `slots` is None where the adapters that the query names have not been delivered. `history` is what the
-        federation shows of its ledger: it must continue what this device saw last, and is noted.
+        `rows` is None where what the query starts from has not been delivered. `history` is what the federation shows
+        of its ledger: it must continue what this device saw last, and is noted.
         """
         try:
             query = Query.from_bytes(query_bytes)
             event = query.event_id(self.device_id)
             if self._stored(event).exists():
                 return None
-            self._permit(query, event, slots)
+            self._permit(query, event, rows)
             if history is not None:
                 self._see(*history)
         except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
@@ -104,19 +97,19 @@ class Device:
         """Return the wire bytes of a refusal with `code`."""
         return Refusal(query_sha256, self.device_id, code).encode()
 
-    def answer(self, query_bytes: bytes, slots: Sequence[Cores]) -> bytes:
+    def answer(self, query_bytes: bytes, rows: Rows | None) -> bytes:
         """Return the wire bytes of an Answer, or of a Refusal whose code is all that the server learns.
 
-        `slots` are the adapters to start from, one for each slot of the query, which must name their hash.
+        `rows`, float32 [rows, numbers], is what to start from (`privacy.objective`); the query must name its hash.
 
         No exception leaves and no text: whatever fails inside, a broken query too, becomes `device.unable`.
         """
         try:
-            return self._answer(Query.from_bytes(query_bytes), slots)
+            return self._answer(Query.from_bytes(query_bytes), rows)
         except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
             return self._refused(query_bytes, error)
 
-    def part(self, query_bytes: bytes, slots: Sequence[Cores]) -> Part:
+    def part(self, query_bytes: bytes, rows: Rows | None) -> Part:
         """Return the device's part in the sum of a query, after training for it; a part only ever refuses if it must.
 
         Transport `masked`: the vector exists in this process alone and leaves it under masks. In the clear the part is
@@ -125,8 +118,8 @@ class Device:
         try:
             query = Query.from_bytes(query_bytes)
             if query.transport == "masked":
-                return self._masked_part(query, slots)
-            data = self._answer(query, slots)
+                return self._masked_part(query, rows)
+            data = self._answer(query, rows)
         except Exception as error:  # noqa: BLE001 - `_refused` keeps its kind alone
             data = self._refused(query_bytes, error)
         return lambda _frame: data
@@ -139,16 +132,16 @@ class Device:
         logger.warning("query %s: %s", query_sha256[:16], type(error).__name__)
         return self.refuse(query_sha256, RefusalCode.UNABLE)
 
-    def _masked_part(self, query: Query, slots: Sequence[Cores]) -> Part:
+    def _masked_part(self, query: Query, rows: Rows | None) -> Part:
         event = query.event_id(self.device_id)
         if self.directory is None:
             raise PolicyRefused(RefusalCode.DIRECTORY)
         if self._journal.load(event):
             raise PolicyRefused(RefusalCode.STALE)  # it restarted inside this sum: its keys are gone, so it is out
         with self.books:
-            self._permit(query, event, slots)
+            self._permit(query, event, rows)
             self.ledger.reserve(query, self.device_id)
-        update = self._local_update(query, event, slots)
+        update = self._local_update(query, event, rows)
         vector = make_answer(update, query, self.device_id, self._noise_key).vector
         journal = _Committing(self._journal, self._commit)
         head, verify = self.ledger.head, self._verify
@@ -161,7 +154,7 @@ class Device:
     def _stored(self, event: bytes) -> Path:
         return self.home / f"{event.hex()}.answer"
 
-    def _answer(self, query: Query, slots: Sequence[Cores]) -> bytes:
+    def _answer(self, query: Query, rows: Rows | None) -> bytes:
         if query.transport == "masked":  # its noise protects a sum: alone it would stand at the Sybil floor
             raise PolicyRefused(RefusalCode.SUM)
         event = query.event_id(self.device_id)
@@ -169,9 +162,9 @@ class Device:
         if stored.exists():
             return self._again(stored.read_bytes(), query, event)
         with self.books:
-            self._permit(query, event, slots)
+            self._permit(query, event, rows)
             self.ledger.reserve(query, self.device_id)
-        update = self._local_update(query, event, slots)
+        update = self._local_update(query, event, rows)
         with self.books:
             answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
             write_atomic(stored, answer.encode())
@@ -194,25 +187,38 @@ class Device:
             seen = self.ledger.account.seen
             self.ledger.see(note, signer, proofs.get(seen.size, ()) if seen is not None else ())
 
-    def _permit(self, query: Query, event: bytes, slots: Sequence[Cores] | None) -> None:
+    def _permit(self, query: Query, event: bytes, rows: Rows | None) -> None:
         """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
         with self.books:
             self.policy.check(query, *self.ledger.spent(event))
         if query.sampling is not None and not takes_part(self._noise_key, query, self.device_id):
             raise PolicyRefused(RefusalCode.NOT_SAMPLED)
-        if slots is None or self.learner is None or len(slots) != query.slots:
+        if self.record is not None and (query.objective not in RECORD_LEVEL or query.slots > 1):
+            raise PolicyRefused(RefusalCode.OBJECTIVE)
+        learner = self.learner
+        tables = learner.public_sha256 if learner is not None else None
+        needs = query.objective in NEEDS_PUBLIC_TABLES or (query.choice == NEAREST and query.slots > 1)
+        if needs and (tables is None or tables != self.policy.public_sha256):
+            raise PolicyRefused(RefusalCode.BASIS)
+        if rows is None or learner is None or not fits(learner, query, rows):
             raise PolicyRefused(RefusalCode.RELEASE)
-        if state_sha256(self.policy.basis_sha256, self.learner.layout, slots) != query.release_sha256:
+        if rows_sha256(self.policy.basis_sha256, rows) != query.release_sha256:
             raise PolicyRefused(RefusalCode.RELEASE)
 
-    def _local_update(self, query: Query, event: bytes, slots: Sequence[Cores]) -> NDArray[np.float64]:
-        """Return the vector to be clipped and noised: the update in the slot that fits the person's own text best."""
-        learner, slot = self.learner, 0
-        assert learner is not None  # `_permit` came before
-        if query.slots > 1:
-            slot = int(np.argmin([learner.loss(self.device_id, cores, query) for cores in slots]))
+    def _local_update(self, query: Query, event: bytes, rows: Rows | None) -> NDArray[np.float64]:
+        """Return the vector to be clipped and noised."""
+        assert self.learner is not None and rows is not None  # `_permit` came before
+        if self.record is not None:
+            self._note_record(self.record)
         seed = int(KeyStream(self._noise_key, batches_event(event)).candidates(0, 1)[0, 0]) >> 1
-        return slotted_update(learner.update(self.device_id, slots[slot], query, seed), query, slot)
+        return contribution(self.learner, self.device_id, query, rows, seed)
+
+    def _note_record(self, charge: RecordCharge) -> None:
+        """Write the record-level line into the ledger, once: it stands there before the noise that it counts."""
+        with self.books:
+            body = charge.body()
+            if not any(e.kind == "RECORD_DP" and dict(e.body) == body for e in self.ledger.entries()):
+                self.ledger.append("RECORD_DP", body)
 
 
 class _Committing:
@@ -249,6 +255,7 @@ def open_devices(
     new_journal: Callable[[Path], Journal] = FileJournal,
     verify: Verify = verify_signature,
     granted: tuple[bytes, Ed25519PublicKey] | None = None,
+    record: RecordCharge | None = None,
 ) -> dict[str, Device]:
     """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`.
 
@@ -265,5 +272,7 @@ def open_devices(
         home = answers / user
         home.mkdir(parents=True, exist_ok=True)
         noise_key, journal = noise_key_of(user), new_journal(home)
-        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key, learner, directory, journal, verify)
+        devices[user] = Device(
+            user, home, policy, ledger, keys[user], noise_key, learner, directory, journal, verify, record
+        )
     return devices

@@ -11,9 +11,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from privacy.adapter import AdapterLayout, Basis, Cores, state_sha256
+import numpy as np
+
+from client.contribution import Rows
+from privacy.adapter import AdapterLayout, Basis, rows_sha256
 from privacy.canonical import sha256_hex
-from privacy.errors import ConfideError, ModelError, WireError
+from privacy.errors import ConfideError, EncodingError, ModelError, WireError
 from privacy.files import write_atomic
 from privacy.policy import Policy
 from privacy.session import BASIS_ITEM, HISTORY_ITEM, Start, basis_item, read_history
@@ -41,7 +44,7 @@ class Deliveries:
         self.history: tuple[bytes, dict[int, list[bytes]]] | None = None  # the federation's ledger, as shown last
         self._basis: Basis | None = None
         self._items: set[str] = set()
-        self._starts: OrderedDict[str, tuple[str, list[Cores]]] = OrderedDict()  # state hash -> item hash, cores
+        self._starts: OrderedDict[str, tuple[str, Rows]] = OrderedDict()  # hash of the rows -> hash of the item, rows
         self._lock = threading.RLock()
         if basis is not None:
             self._take_basis(basis.to_bytes())
@@ -70,8 +73,8 @@ class Deliveries:
                 else:
                     self._take_start(item)
 
-    def start(self, state: str) -> list[Cores] | None:
-        """Return the cores of each slot whose state hash is `state`, if they were delivered."""
+    def start(self, state: str) -> Rows | None:
+        """Return the rows that hash to `state`, float32 [rows, numbers], if they were delivered."""
         with self._lock:
             found = self._starts.get(state)
         return None if found is None else found[1]
@@ -109,8 +112,8 @@ class Deliveries:
             raise ModelError("adapters came before their basis")
         if start.federation != self._policy.federation:
             raise WireError("adapters of another federation")
-        layout = self._basis.layout
-        cores: list[Cores] = [layout.unflatten(row) for row in start.slots.astype("f8")]
-        self._starts[state_sha256(self._basis.sha256, layout, cores)] = sha256_hex(item), cores
+        if not np.isfinite(start.slots).all():
+            raise EncodingError("a start holds NaN or infinity")
+        self._starts[rows_sha256(self._basis.sha256, start.slots)] = sha256_hex(item), start.slots
         while len(self._starts) > KEPT_STARTS:
             self._starts.popitem(last=False)

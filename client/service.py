@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from client.agent import Device, Part
+from client.contribution import Rows
 from client.deliveries import Deliveries
-from privacy.adapter import Cores
 from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError, WireError
 from privacy.query import Query
@@ -149,14 +149,14 @@ class AgentService:
         """Accept at once what the policy grants; the same query again is the same one job."""
         device, query_bytes = self.devices[place], request.query_bytes
         query_sha256 = sha256_hex(query_bytes)
-        slots = self._slots(query_bytes)
+        rows = self._rows(query_bytes)
         with self._lock:
             if (place, query_sha256) not in self._jobs:
-                refused = device.refusal(query_bytes, slots, self.deliveries.history)
+                refused = device.refusal(query_bytes, rows, self.deliveries.history)
                 if refused is not None:
                     return refused
                 failed = device.refuse(query_sha256, RefusalCode.UNABLE)
-                job = Job(lambda: device.part(query_bytes, slots or []), self._clock(), lambda _frame: failed)
+                job = Job(lambda: device.part(query_bytes, rows), self._clock(), lambda _frame: failed)
                 self._jobs[place, query_sha256] = job
                 self._forget_old(place)
                 self._worker.put(job)
@@ -173,7 +173,7 @@ class AgentService:
             return device.refuse(request.query_sha256, RefusalCode.BUSY)
         return job.answer(data)
 
-    def _slots(self, query_bytes: bytes) -> list[Cores] | None:
+    def _rows(self, query_bytes: bytes) -> Rows | None:
         try:
             return self.deliveries.start(Query.from_bytes(query_bytes).release_sha256)
         except ConfideError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class CoreTraining:
     sampling_rate: float = 1.0
     document_clip: float = 1.0
     noise_multiplier: float = 0.0
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,17 @@ class OwnTraining:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How many Opacus steps, at which Poisson rate, clip and noise; `batch_tokens` bounds a physical batch."""
+    """How many Opacus steps, at which Poisson rate, clip and noise; `batch_tokens` bounds a physical batch.
+
+    `seconds` ends them early. Under record-level noise an early end is a smaller charge, never a larger one.
+    """
 
     steps: int
     sampling_rate: float
     document_clip: float
     noise_multiplier: float
     batch_tokens: int = 2048
+    seconds: float = math.inf
 
 
 class NormalisedStep(torch.optim.Optimizer):
@@ -130,7 +136,13 @@ def core_update(
     before = _flat(model)
     usable = [d for d in documents if d.encoded.own_tokens]
     if usable:
-        plan = StepPlan(settings.steps, settings.sampling_rate, settings.document_clip, settings.noise_multiplier)
+        plan = StepPlan(
+            settings.steps,
+            settings.sampling_rate,
+            settings.document_clip,
+            settings.noise_multiplier,
+            seconds=settings.seconds,
+        )
         _private_steps(loss, NormalisedStep(loss.parameters(), settings.step), usable, plan, generator)
     after = _flat(model)
     model.set_cores(start)
@@ -176,8 +188,11 @@ def _private_steps(
         )
         # Opacus rounds n times 1/n down, to 0 for n = 49; the number only scales the gradient, noise included.
         dp.expected_batch_size = max(1, dp.expected_batch_size)
+        until = time.monotonic() + plan.seconds
         try:
-            for batch in _repeat(sampler, plan.steps):
+            for number, batch in enumerate(_repeat(sampler, plan.steps)):
+                if number and time.monotonic() > until:
+                    break
                 _logical_step(wrapped, dp, [documents[i] for i in batch], plan.batch_tokens)
         finally:
             unwrap(wrapped, parameters)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,7 +171,15 @@ def state_sha256(basis_sha256: str, layout: AdapterLayout, slots: Iterable[Cores
     Over the numbers themselves, so that a device recomputes it from what it is about to train, and a server that hands
     out other adapters than it names gets a refusal.
     """
-    parts = [sha256_hex(layout.flatten(cores).astype("<f4").tobytes()) for cores in slots]
+    return rows_sha256(basis_sha256, [layout.flatten(cores) for cores in slots])
+
+
+def rows_sha256(basis_sha256: str, rows: Iterable[NDArray[np.floating[Any]]]) -> str:
+    """Return the hash by which a query names what it starts from, any rows of numbers; of cores it is `state_sha256`.
+
+    Each row is hashed as little-endian float32, in order.
+    """
+    parts = [sha256_hex(np.asarray(row).astype("<f4").tobytes()) for row in rows]
     return sha256_hex("/".join(["confide-state/1", basis_sha256, *parts]).encode("ascii"))
 
 

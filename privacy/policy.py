@@ -17,15 +17,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from privacy.accounting import ZcdpFilter
 from privacy.canonical import canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
 from privacy.errors import ConfigError, PolicyRefused, WireError
-from privacy.query import MAX_DIM, PURPOSES, Limits, Query, fraction_text, parse_fraction
+from privacy.objective import NEXT_TOKEN, OBJECTIVES, PURPOSES
+from privacy.query import MAX_DIM, Limits, Query, fraction_text, parse_fraction
 from privacy.signed import signed_body, signed_file
 from privacy.wire import RefusalCode
 
-PROTOCOL: Final = "confide-policy/1"
+PROTOCOL: Final = "confide-policy/2"
 MAX_BYTES: Final = 16384
 _FRACTIONS: Final = ("min_noise_multiplier", "max_clip_norm", "min_survivor_fraction", "budget_rho", "yearly_rho")
 # Fields that are not written where they have this value: nothing is said then.
-_OPTIONAL: Final[Mapping[str, object]] = {"yearly_rho": None, "witness_key": None, "serial": 0}
+_OPTIONAL: Final[Mapping[str, object]] = {"yearly_rho": None, "witness_key": None, "serial": 0, "public_sha256": None}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Policy:
     None: all of it). `witness_key` names whose signed times date the charges; None: the device's own clock. A device
     takes a policy with a higher `serial` in the place of the one it holds, never one with a lower: more budget comes
     from the root key only, and an old, more generous policy does not come back.
+
+    `objectives` are what may be computed, of the closed list. `public_sha256` names the public tables that some of them
+    rest on (encoder and word list, `client.figures`): a device that has others answers none of those.
 
     `allow_replayed_noise` and `allow_unprotected` (transport `off`) are for simulation: what runs under them is stamped
     NOT PRIVATE. `min_survivor_fraction` is of the invited; the query's own floor must be at least that. Raises
@@ -59,17 +63,22 @@ class Policy:
     yearly_rho: Fraction | None = None
     witness_key: str | None = None
     serial: int = 0
+    objectives: tuple[str, ...] = (NEXT_TOKEN,)
+    public_sha256: str | None = None
 
     def __post_init__(self) -> None:
         _require(is_name(self.federation), "federation")
-        known = isinstance(self.purposes, tuple) and all(purpose in PURPOSES for purpose in self.purposes)
-        _require(known and list(self.purposes) == sorted(set(self.purposes)), "purposes")
+        for name, known in (("purposes", PURPOSES), ("objectives", tuple(OBJECTIVES))):
+            granted = getattr(self, name)
+            closed = isinstance(granted, tuple) and all(each in known for each in granted)
+            _require(closed and list(granted) == sorted(set(granted)), name)
         for name in _FRACTIONS:
             value = getattr(self, name)
             absent = value is None and name in _OPTIONAL
             _require(absent or (isinstance(value, Fraction) and value >= 0 and _round_trips(value)), name)
         _require(self.yearly_rho is None or self.yearly_rho <= self.budget_rho, "yearly_rho")
-        _require(self.witness_key is None or is_digest(self.witness_key), "witness_key")
+        for name in ("witness_key", "public_sha256"):
+            _require(getattr(self, name) is None or is_digest(getattr(self, name)), name)
         _require(type(self.serial) is int and 0 <= self.serial <= MAX_DIM, "serial")
         _require(self.min_survivor_fraction <= 1, "min_survivor_fraction")
         for name in ("min_invited", "max_participations", "max_dim"):
@@ -93,8 +102,8 @@ class Policy:
 
         `year_rho` of it was spent within the year: call as `check(query, *ledger.spent(event))`. None counts all of it,
         and so does a year that no signed time dated (`witnessed`) where the policy names a witness. Raises
-        PolicyRefused with the first bound that fails, in the order of `RefusalCode`; last BudgetExhausted, for the
-        lifetime, then for the year.
+        PolicyRefused with the first bound that fails, in the order of `RefusalCode` but for the objective, which comes
+        after the participations; last BudgetExhausted, for the lifetime, then for the year.
         """
         for holds, code in self._bounds(query, participations):
             if not holds:
@@ -110,7 +119,8 @@ class Policy:
         cohort, work = query.cohort, query.limits
         promised = Fraction(cohort.min_survivors, cohort.invited)
         noisy = query.noise_multiplier >= self.min_noise_multiplier
-        within = work.own_tokens <= self.limits.own_tokens and work.local_steps <= self.limits.local_steps
+        granted = self.limits
+        within = work.own_tokens <= granted.own_tokens and work.local_steps <= granted.local_steps
         return [
             (query.federation == self.federation, RefusalCode.FEDERATION),
             (query.policy_sha256 == self.sha256, RefusalCode.POLICY),
@@ -123,8 +133,9 @@ class Policy:
             (noisy or query.transport == "off", RefusalCode.NOISE),
             (query.clip_norm <= self.max_clip_norm, RefusalCode.CLIP),
             (query.dim <= self.max_dim, RefusalCode.DIM),
-            (within, RefusalCode.WORK),
+            (within and work.seconds <= granted.seconds, RefusalCode.WORK),
             (participations < self.max_participations, RefusalCode.PARTICIPATIONS),
+            (query.objective in self.objectives, RefusalCode.OBJECTIVE),
         ]
 
     def to_bytes(self) -> bytes:
@@ -145,9 +156,10 @@ class Policy:
         fields = exact_fields(value, names - absent, "policy")
         if fields.pop("protocol") != PROTOCOL:
             raise WireError(f"policy of another protocol than {PROTOCOL}")
-        if not isinstance(fields["purposes"], list):
-            raise WireError("policy: purposes is not a list")
-        fields["purposes"] = tuple(fields["purposes"])
+        for name in ("purposes", "objectives"):
+            if not isinstance(fields[name], list):
+                raise WireError(f"policy: {name} is not a list")
+            fields[name] = tuple(fields[name])
         fields["limits"] = Limits(**exact_fields(fields["limits"], set(Limits.__dataclass_fields__), "limits"))
         found = cls(**fields | {name: parse_fraction(fields[name]) for name in _FRACTIONS if name in fields})
         if found.to_bytes() != data:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from privacy.canonical import canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
 from privacy.errors import ConfigError, WireError
+from privacy.objective import CHOICES, LEAST_LOSS, OBJECTIVES, PURPOSES
 
-PROTOCOL: Final = "confide-query/1"
-PURPOSES: Final = ("train.global", "train.persona")
+PROTOCOL: Final = "confide-query/2"
 TRANSPORTS: Final = ("masked", "ideal", "off")
 RING_LIMIT: Final = 2**31 - 1
 NOISE_TAIL: Final = 12  # kappa: deviations of the sum's noise that fit in the ring beside the signal
@@ -30,6 +30,7 @@ MAX_INVITED: Final = 2**20
 MAX_MASKED: Final = 2**14  # devices in one masked sum
 NO_DIRECTORY: Final = "0" * 64  # a sum in the clear may name no directory of keys
 MAX_BYTES: Final = 8192
+FIGURE: Final = Fraction(15, 16)  # of the clip: what a figure of 1 is written as; with a weight beside it, 0.97 of it
 _FRACTION = re.compile(r"(0|[1-9][0-9]{0,17})/([1-9][0-9]{0,17})")
 
 
@@ -64,10 +65,14 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much local work the answer may rest on: own tokens read and optimiser steps taken, at most."""
+    """How much local work the answer may rest on: own tokens read, optimiser steps taken, seconds of them, at most.
+
+    No step begins after `seconds`: what was learned by then is the answer.
+    """
 
     own_tokens: int
     local_steps: int
+    seconds: int = 3600
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -94,11 +99,14 @@ class Sampling:
 class Query:
     """One question of a campaign: layout, clip, noise, cohort and all it depends on.
 
-    The answer is a vector [dim] = [slot_1 | ... | slot_K | K weights], clipped as a whole to `clip_norm`. With one slot
-    there is no weight. Transport `masked` is the private sum (`privacy.secagg`): whoever adds learns the sum alone, and
-    `directory_sha256` pins the keys of who may take part. `ideal` adds each device's noise and sums in the clear:
-    whoever sums sees every single answer, at that device's own noise (`privacy.accounting.sybil_rho`). `off` adds no
-    noise at all. Raises ConfigError.
+    What is computed is `objective`, of the closed list in `privacy.objective`; with several slots `choice` says how a
+    device picks its own. The answer is a vector [dim] = [slot_1 | ... | slot_K | K weights], clipped as a whole to
+    `clip_norm`. With one slot there is no weight.
+
+    Transport `masked` is the private sum (`privacy.secagg`): whoever adds learns the sum alone, and `directory_sha256`
+    pins the keys of who may take part. `ideal` adds each device's noise and sums in the clear: whoever sums sees every
+    single answer, at that device's own noise (`privacy.accounting.sybil_rho`). `off` adds no noise at all. Raises
+    ConfigError.
     """
 
     federation: str
@@ -121,9 +129,10 @@ class Query:
     directory_sha256: str = NO_DIRECTORY
     replayed_noise: bool = False
     sampling: Sampling | None = None
+    choice: str = LEAST_LOSS
 
     def __post_init__(self) -> None:
-        for name in ("federation", "campaign", "objective"):
+        for name in ("federation", "campaign"):
             _require(is_name(getattr(self, name)), name, getattr(self, name))
         for name in ("release_sha256", "basis_sha256", "policy_sha256", "ledger_head", "directory_sha256"):
             _require(is_digest(getattr(self, name)), name, getattr(self, name))
@@ -132,6 +141,9 @@ class Query:
             _require(type(value) is int and least <= value <= MAX_DIM, name, value)
         _require(isinstance(self.cohort, Cohort) and isinstance(self.limits, Limits), "cohort or limits", None)
         _require(self.purpose in PURPOSES, "purpose", self.purpose)
+        serves = isinstance(self.objective, str) and self.purpose in OBJECTIVES.get(self.objective, ())
+        _require(serves, f"objective (for {self.purpose})", self.objective)
+        _require(self.choice in CHOICES, "choice", self.choice)
         _require(self.transport in TRANSPORTS, "transport", self.transport)
         _require(type(self.replayed_noise) is bool, "replayed_noise", self.replayed_noise)
         if self.transport == "masked":
@@ -165,6 +177,11 @@ class Query:
     def weight(self) -> Fraction:
         """Return the value that a device puts into the weight of its slot: a quarter of the clip."""
         return self.clip_norm / 4
+
+    @property
+    def figure(self) -> float:
+        """Return what a figure of 1 is written as where an answer holds figures: 15/16 of the clip."""
+        return float(FIGURE * self.clip_norm)
 
     @cached_property
     def integer_clip(self) -> int:

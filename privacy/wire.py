@@ -87,6 +87,7 @@ class RefusalCode(StrEnum):
     NOT_SAMPLED = "sampling.not-drawn"
     DIRECTORY = "directory.other"
     SUM = "sum.refused"
+    OBJECTIVE = "objective.not-granted"
 
 
 _CODES: Final = tuple(RefusalCode)

@@ -8,10 +8,8 @@ a round counts from the moment its sum is on the disk, and a server killed at an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,76 +26,21 @@ from privacy.errors import CohortTooSmall, ConfigError, LedgerError, SignatureIn
 from privacy.files import write_atomic
 from privacy.fixedpoint import decode_mean
 from privacy.ledger import Ledger
-from privacy.query import NO_DIRECTORY, Cohort, Limits, Query
+from privacy.query import Cohort, Query
 from privacy.wire import Answer
-from server.optimizer import FedAvg
+from server.personas import collapsed, published
+from server.plan import CampaignPlan as CampaignPlan
+from server.public import Public
+from server.state import RoundSum as RoundSum
+from server.state import State, advanced, first_state
 
 MAX_ATTEMPTS = 3
-PUBLISH_DEVIATIONS = 4.0
 ReleaseHash = Callable[[NDArray[np.float64]], str]
 
 
 @dataclass(frozen=True)
-class CampaignPlan:
-    """What a campaign will ask; fixed before its first round. `seed` decides who is invited and the personas' first
-    values, all of it public; it never reaches noise, keys or batches."""
-
-    federation: str
-    campaign: str
-    rounds: int
-    cohort: int
-    personas: int
-    slot_dim: int
-    clip_norm: Fraction
-    noise_multiplier: Fraction
-    transport: str
-    limits: Limits
-    optimizer: FedAvg
-    basis_sha256: str
-    policy_sha256: str
-    seed: int
-    directory_sha256: str = NO_DIRECTORY
-    persona_start: float = 0.02
-    persona_floor: int = 16
-    replayed_noise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.cohort < 1 or self.personas < 0 or self.personas == 1:
-            raise ConfigError("rounds and cohort must be at least 1, personas 0 (none) or at least 2")
-
-    def purpose(self, number: int) -> str:
-        """Return what round `number` trains: with personas, rounds alternate between global and personas."""
-        return "train.persona" if self.personas and number % 2 else "train.global"
-
-    def first_state(self) -> State:
-        """Return the adapters before round 0: a zero global core, personas a little apart so that a choice exists."""
-        rng = np.random.default_rng([self.seed, 1])
-        directions = rng.standard_normal((self.personas, self.slot_dim))
-        norms = np.linalg.norm(directions, axis=1, keepdims=True)
-        personas = self.persona_start * directions / np.where(norms > 0, norms, 1)
-        zero = np.zeros(self.slot_dim)
-        return State(zero, zero.copy(), personas, np.zeros_like(personas), np.zeros(self.personas))
-
-
-@dataclass(frozen=True)
-class State:
-    """The adapters: `core` float64 [d], personas float64 [K, d] as offsets from the global core, optimiser velocities,
-    and the noisy number of members of each persona in its last round."""
-
-    core: NDArray[np.float64]
-    velocity: NDArray[np.float64]
-    personas: NDArray[np.float64]
-    persona_velocity: NDArray[np.float64]
-    persona_counts: NDArray[np.float64]
-
-    def slots(self, purpose: str) -> NDArray[np.float64]:
-        """Return what the devices start from, float64 [slots, d]: the global core, or every persona upon it."""
-        return self.core[None] if purpose == "train.global" else self.core[None] + self.personas
-
-
-@dataclass(frozen=True)
 class Asked:
-    """One round that waits for answers: the query, whom it invites, what they start from."""
+    """One round that waits for answers: the query, whom it invites, what they start from, float64 [rows, numbers]."""
 
     query: Query
     query_bytes: bytes
@@ -105,17 +48,10 @@ class Asked:
     slots: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class RoundSum:
-    """A finished round: its query, the number of answers in its sum, and their mean, float64 [dim]."""
-
-    query: Query
-    survivors: int
-    mean: NDArray[np.float64]
-
-
 class Campaign:
     """Drives one plan over a folder and a ledger; `device_ids` is the directory, `release_hash` hashes a round's start.
+
+    What the plan rests on besides lies beside `folder`, see `server.public`.
 
     With `keys`, an answer counts only if its device signed it; without (a comparison in one process) none is checked.
 
@@ -137,7 +73,8 @@ class Campaign:
         if plan.cohort > len(self.directory):
             raise ConfigError(f"a cohort of {plan.cohort} cannot be drawn from {len(self.directory)} devices")
         folder.mkdir(parents=True, exist_ok=True)
-        self.state = plan.first_state()
+        self.public = Public.load(folder.parent)
+        self.state = first_state(plan, self.public)
         self.sums: list[RoundSum] = []
         for result in self._flushed():
             self._take(result)
@@ -145,21 +82,19 @@ class Campaign:
     @property
     def finished(self) -> bool:
         """Return whether every round has its sum."""
-        return len(self.sums) == self.plan.rounds
+        return len(self.sums) == len(self.plan.steps)
 
     def published_personas(self) -> list[int]:
-        """Return the personas whose noisy count is at least four of its deviations and at least the plan's floor.
-
-        Each count is a sum over survivors of weights w with noise z c / sqrt(honest) each; in units of w that is
-        4 z sqrt(survivors / honest) for w = c / 4.
-        """
-        last = next((s for s in reversed(self.sums) if s.query.weighted), None)
-        if last is None:
+        """Return the personas whose noisy count is at least four of its deviations and at least the plan's floor."""
+        state = self.state
+        if not any(sum_.query.purpose == "train.persona" for sum_ in self.sums):
             return []
-        query = last.query
-        noise = query.sigma * math.sqrt(last.survivors) / (query.scale * float(query.weight)) if query.private else 0.0
-        floor = max(PUBLISH_DEVIATIONS * noise, self.plan.persona_floor)
-        return [k for k, count in enumerate(self.state.persona_counts) if count >= floor]
+        return published(state.persona_counts, state.count_deviation, self.plan.persona_floor)
+
+    @property
+    def collapsed(self) -> bool:
+        """Return whether one persona holds nearly everybody that was counted, see `server.personas.collapsed`."""
+        return collapsed(self.state.persona_counts, self.state.count_deviation, self.plan.persona_floor)
 
     def ask(self) -> Asked:
         """Return the next round's question, reserved in the ledger; after a crash the very one that was stored."""
@@ -167,7 +102,7 @@ class Campaign:
         attempt = self._attempt(number)
         path = self._path(number, attempt, "query")
         invited = self._invited(number, attempt)
-        slots = self.state.slots(self.plan.purpose(number))
+        slots = self.state.rows(self.plan.steps[number])
         if not path.exists():
             write_atomic(path, self._query(number, attempt, slots).to_bytes())
         query = self._stored(number, attempt)
@@ -237,7 +172,7 @@ class Campaign:
 
     def _flushed(self) -> Iterator[RoundSum]:
         """Yield the rounds whose sums are on the disk, and note in the ledger what a crash left unnoted."""
-        for number in range(self.plan.rounds):
+        for number in range(len(self.plan.steps)):
             attempt = self._attempt(number)
             path = self._path(number, attempt, "sum")
             if not path.exists():
@@ -249,17 +184,17 @@ class Campaign:
         self.sums.append(result)
 
     def _query(self, number: int, attempt: int, slots: NDArray[np.float64]) -> Query:
-        plan = self.plan
+        plan, step = self.plan, self.plan.steps[number]
         return Query(
             federation=plan.federation,
             campaign=plan.campaign,
             round=number,
             attempt=attempt,
-            purpose=plan.purpose(number),
-            slots=len(slots),
-            slot_dim=plan.slot_dim,
+            purpose=step.purpose,
+            slots=step.slots,
+            slot_dim=step.slot_dim,
             clip_norm=plan.clip_norm,
-            noise_multiplier=plan.noise_multiplier,
+            noise_multiplier=step.noise_multiplier,
             cohort=Cohort(plan.cohort),
             transport=plan.transport,
             release_sha256=self._release_hash(slots),
@@ -267,7 +202,8 @@ class Campaign:
             policy_sha256=plan.policy_sha256,
             directory_sha256=plan.directory_sha256,
             ledger_head=self.ledger.head,
-            objective="next-token",
+            objective=step.objective,
+            choice=step.choice,
             limits=plan.limits,
             replayed_noise=plan.replayed_noise,
         )
@@ -276,7 +212,7 @@ class Campaign:
         """Return the query on the disk. The plan and the adapters so far must ask the very same, or LedgerError."""
         path = self._path(number, attempt, "query")
         query = Query.from_bytes(path.read_bytes())
-        expected = self._query(number, attempt, self.state.slots(self.plan.purpose(number)))
+        expected = self._query(number, attempt, self.state.rows(self.plan.steps[number]))
         if query != replace(expected, ledger_head=query.ledger_head):
             raise LedgerError(f"{path.name} is not what this plan asks: the folder belongs to another campaign")
         return query
@@ -302,23 +238,10 @@ class Campaign:
         return _round_sum(query, total, heads)
 
 
-def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
-    """Return the adapters after one more sum."""
-    means, weights = result.query.split(result.mean)
-    step = plan.optimizer.step
-    if weights is None:
-        core, velocity = step(state.core, state.velocity, means[0])
-        return State(core, velocity, state.personas, state.persona_velocity, state.persona_counts)
-    share = weights / float(result.query.weight)
-    scale = 1.0 / np.maximum(share, 1.0 / result.query.slots)  # noisy counts: never blow a small slot up
-    personas, velocity = step(state.personas, state.persona_velocity, means * scale[:, None])
-    return State(state.core, state.velocity, personas, velocity, share * result.survivors)
-
-
 def replayed(plan: CampaignPlan, folder: Path) -> State:
-    """Return the adapters that follow from the sums in `folder`; reads only, for whoever looks on."""
-    state = plan.first_state()
-    for number in range(plan.rounds):
+    """Return what follows from the sums in `folder`; reads only, for whoever looks on."""
+    state = first_state(plan, Public.load(folder.parent))
+    for number in range(len(plan.steps)):
         found = sorted(folder.glob(f"round-{number:05d}-*.sum"))
         if not found:
             break

@@ -20,13 +20,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from privacy.adapter import Basis, state_sha256
+from privacy.adapter import Basis, rows_sha256
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.query import Limits
 from server.campaign import Campaign, CampaignPlan
-from server.optimizer import FedAvg
+from server.optimizer import OPTIMIZERS, FedAvg
 from server.publish import ReleaseOf
 from server.rounds import Courier, Deadlines, Rounds, Watch, scheduled_dropouts
 
@@ -50,6 +50,7 @@ class ServerHome:
         checkpoints = self.folder / "checkpoints"
         facts = {
             "plan": _plain(asdict(self.plan)),
+            "optimizer": next(name for name, kind in OPTIMIZERS.items() if type(self.plan.optimizer) is kind),
             "release": asdict(self.release),
             "deadlines": asdict(self.deadlines),
             "simulated": self.simulated,
@@ -65,7 +66,12 @@ class ServerHome:
             facts = json.loads((folder / "checkpoints" / PLAN).read_bytes())
             plan = facts["plan"]
             plan |= {name: Fraction(plan[name]) for name in ("clip_norm", "noise_multiplier")}
-            plan |= {"limits": Limits(**plan["limits"]), "optimizer": FedAvg(**plan["optimizer"])}
+            plan["noise"] = {purpose: Fraction(noise) for purpose, noise in plan["noise"].items()}
+            plan |= {
+                "limits": Limits(**plan["limits"]),
+                "optimizer": OPTIMIZERS[facts["optimizer"]](**plan["optimizer"]),
+                "persona_optimizer": FedAvg(**plan["persona_optimizer"]),
+            }
             release, deadlines = ReleaseOf(**facts["release"]), Deadlines(**facts["deadlines"])
             simulated, dropout = bool(facts["simulated"]), float(facts["dropout"])
             return cls(folder, CampaignPlan(**plan), release, deadlines, simulated, dropout)
@@ -110,7 +116,7 @@ def open_campaign(plan: CampaignPlan, folder: Path, ledger: Ledger, basis: Basis
     keys = directory_of(ledger)
 
     def state(slots: NDArray[np.float64]) -> str:
-        return state_sha256(plan.basis_sha256, basis.layout, [basis.layout.unflatten(row) for row in slots])
+        return rows_sha256(plan.basis_sha256, slots)
 
     return Campaign(plan, folder, ledger, list(keys), state, keys)
 

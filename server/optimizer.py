@@ -1,13 +1,15 @@
 """Server steps on private means: arrays in, arrays out, no knowledge of who sent what.
 
-Each step is `step(weights, velocity, mean) -> (weights, velocity)`: weights float64 [dim], velocity whatever the step
-keeps between rounds, zeros [dim] before the first. All of it is computed from noisy means, so it is free of privacy.
+Each step is `step(weights, velocity, mean, share) -> (weights, velocity)`: weights float64 [dim], velocity whatever the
+step keeps between rounds, zeros [dim] before the first, share the part of the first rate that is left (`share_left`).
+All of it is computed from noisy means, so it is free of privacy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ Vector = NDArray[np.float64]
 class Optimizer(Protocol):
     """What a campaign needs of a server step."""
 
-    def step(self, weights: Vector, velocity: Vector, mean: Vector) -> tuple[Vector, Vector]:
+    def step(self, weights: Vector, velocity: Vector, mean: Vector, share: float = 1.0) -> tuple[Vector, Vector]:
         """Return the new weights, float64 [dim], and the new velocity; nothing is changed in place."""
 
 
@@ -37,25 +39,26 @@ class FedAvg:
     def __post_init__(self) -> None:
         _check(self.learning_rate, self.momentum)
 
-    def step(self, weights: Vector, velocity: Vector, mean: Vector) -> tuple[Vector, Vector]:
+    def step(self, weights: Vector, velocity: Vector, mean: Vector, share: float = 1.0) -> tuple[Vector, Vector]:
         """Return the new weights and velocity, float64 [dim] each; nothing is changed in place."""
         velocity = self.momentum * velocity + mean
-        return weights + self.learning_rate * velocity, velocity
+        return weights + self.learning_rate * share * velocity, velocity
 
 
 @dataclass(frozen=True)
 class FedAdam:
-    """Adam on the mean (Reddi et al. 2021, arXiv:2003.00295), bias-corrected, length set by `learning_rate`.
+    """Adam on the mean (Reddi et al. 2021, arXiv:2003.00295), bias-corrected, each step of one given length.
 
         m <- b1 m + (1-b1) mean,  s <- b2 s + (1-b2) mean^2
-        u = m' / (sqrt(s') + e),  w <- w + rate sqrt(dim) u / ||u||
+        u = m' / (sqrt(s') + e),  w <- w + rate u / ||u||
 
-    e is `floor` times the root mean square of s', so that numbers which only hold noise are not blown up. The step's
-    root mean square is `learning_rate` in every round, however short the mean has become. The velocity is
-    [2 dim + 1]: m, s and the number of steps; zeros [dim] before the first.
+    e is `floor` times the root mean square of s', so that numbers which only hold noise are not blown up. A step has
+    the norm `learning_rate` (times the share left), however short or noisy the mean has become and whatever dim is: in
+    a whitened space that is a length of its own meaning. The velocity is [2 dim + 1]: m, s and the number of steps;
+    zeros [dim] before the first.
     """
 
-    learning_rate: float = 0.01
+    learning_rate: float = 0.1
     momentum: float = 0.9
     second: float = 0.98
     floor: float = 1.0
@@ -65,7 +68,7 @@ class FedAdam:
         if not (0 <= self.second < 1 and self.floor > 0):
             raise ConfigError("server second-moment decay must be in [0, 1) and its floor above 0")
 
-    def step(self, weights: Vector, velocity: Vector, mean: Vector) -> tuple[Vector, Vector]:
+    def step(self, weights: Vector, velocity: Vector, mean: Vector, share: float = 1.0) -> tuple[Vector, Vector]:
         """Return the new weights [dim] and velocity [2 dim + 1]; a zero mean from zero moments moves nothing."""
         dim = len(weights)
         if len(velocity) == dim:
@@ -77,8 +80,16 @@ class FedAdam:
         scale = np.sqrt(corrected) + self.floor * np.sqrt(corrected.mean())
         direction = first / (1 - self.momentum**steps) / np.where(scale > 0, scale, 1.0)
         norm = float(np.linalg.norm(direction))
-        step = self.learning_rate * np.sqrt(dim) * direction / norm if norm > 0 else direction
+        step = self.learning_rate * share * direction / norm if norm > 0 else direction
         return weights + step, np.concatenate([first, square, [steps]])
+
+
+OPTIMIZERS: Final[Mapping[str, type[FedAvg] | type[FedAdam]]] = {"adam": FedAdam, "avg": FedAvg}
+
+
+def share_left(number: int, rounds: int, last: float) -> float:
+    """Return the share of the first rate that training round `number` of `rounds` has: linear from 1 to `last`."""
+    return 1 - (1 - last) * number / (rounds - 1) if rounds > 1 else 1.0
 
 
 def _check(learning_rate: float, momentum: float) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.accounting import statement
 from privacy.adapter import AdapterLayout, Basis, Cores, merge_cores
+from privacy.learned import Learned, PersonaFacts
 from privacy.release import ReleaseFacts, privacy_claim
 from server.campaign import Campaign
+from server.personas import telling_words
 from server.registry import write_release
+
+MOST_WORDS = 12
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,39 @@ def publish(campaign: Campaign, basis: Basis, of: ReleaseOf, key: Ed25519Private
         private=all(query.private for query in queries),
         privacy=privacy_claim(statement(queries)),
     )
-    release = write_release(folder, basis, released_cores(campaign, basis.layout), facts, key)
+    release = write_release(folder, basis, released_cores(campaign, basis.layout), facts, key, learned_by(campaign))
     ledger.append("RELEASE", {"release_sha256": release.sha256})
     return release.sha256
+
+
+def learned_by(campaign: Campaign) -> Learned:
+    """Return what else is published: each published persona's count, words and centroid; the retriever."""
+    state, told = campaign.state, descriptions(campaign)
+    kept = campaign.published_personas()
+    # Adapters are listed by name, and so are their centroids.
+    names = sorted((f"persona-{k}", k) for k in kept)
+    tables = {}
+    if names and len(state.centroids):
+        tables["centroids"] = state.centroids[[k for _, k in names]].astype(np.float32)
+    if campaign.plan.retriever_rounds:
+        rank = campaign.plan.retriever_rank
+        tables["retriever"] = state.retriever.reshape(rank, rank).astype(np.float32)
+        tables["directions"] = state.directions.astype(np.float32)
+    personas = {name: PersonaFacts(f"{state.persona_counts[k]:.1f}", told[k]) for name, k in names}
+    return Learned(tables, personas, campaign.plan.public_sha256)
+
+
+def descriptions(campaign: Campaign) -> list[str]:
+    """Return a description of each persona: the public words that it uses more than the others, or "".
+
+    From noisy counts alone, so it is as private as they are.
+    """
+    state = campaign.state
+    if not len(state.words):
+        return [""] * campaign.plan.personas
+    words = campaign.public.words
+    found = telling_words(state.words, state.word_counts, state.word_deviation, words, MOST_WORDS)
+    return [", ".join(each) for each in found]
 
 
 def released_cores(campaign: Campaign, layout: AdapterLayout) -> dict[str, Cores]:

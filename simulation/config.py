@@ -15,6 +15,7 @@ from typing import Any
 from privacy.accounting import rho_for_epsilon
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError
+from privacy.objective import CHOICES, TRAINS_A_CORE, TRAINS_A_RETRIEVER
 
 KINDS = ("core", "svd")
 TRANSPORTS = ("masked", "ideal", "off")
@@ -24,11 +25,13 @@ LEAST = {
     "rounds": 1,
     "cohort": 1,
     "personas": 0,
+    "organisations": 0,
     "workers": 1,
     "adapter.rank": 1,
     "adapter.layers": 1,
     "adapter.samples": 1,
     "adapter.sample_tokens": 2,
+    "adapter.curvature": 0,
     "local.own_tokens": 1,
     "local.steps": 1,
     "local.max_document_tokens": 2,
@@ -41,12 +44,21 @@ LEAST = {
     "evaluation.held_out": 0,
     "evaluation.retrieved": 0,
     "evaluation.retrieved_tokens": 0,
+    "queries.clustering": 0,
+    "queries.centred": 0,
+    "queries.words": 0,
+    "queries.retriever_rounds": 0,
 }
 POSITIVE = {  # the largest value that makes sense
     "adapter.damping": 1e6,
+    "adapter.curvature_damping": 1e6,
     "privacy.delta": 0.5,
     "local.step": 1e3,
+    "privacy.record_noise": 1e3,
+    "privacy.record_delta": 0.5,
     "local.sampling_rate": 1.0,
+    "server.last_share": 1.0,
+    "server.persona_rate": 1e3,
     "local.document_clip": 1e6,
     "local.clip": 1e6,
     "own.learning_rate": 1e3,
@@ -57,7 +69,11 @@ POSITIVE = {  # the largest value that makes sense
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """`kind` core (whitened basis from the base model's own samples) or svd (LoRA-XS); `layers` from the top."""
+    """`kind` core (whitened basis from the base model's own samples) or svd (LoRA-XS); `layers` from the top.
+
+    `curvature` is the number of steep directions along which the server's steps are shortened (`server.curvature`), 0
+    for none; `curvature_damping` is the curvature, over its mean, at which they are halved.
+    """
 
     kind: str = "core"
     rank: int = 8
@@ -65,6 +81,8 @@ class AdapterConfig:
     damping: float = 0.01
     samples: int = 64
     sample_tokens: int = 112
+    curvature: int = 0
+    curvature_damping: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -72,12 +90,24 @@ class PrivacyConfig:
     """Give `noise_multiplier` (the mechanism) or `epsilon` (the cap that devices enforce, from which it follows).
 
     Both are allowed where they agree: the mechanism must fit under the cap. `delta` is the one of the cap.
+
+    `unit` "record": a client is an organisation that holds many people's records. It trains under Opacus with
+    `record_noise`, and the epsilon at `record_delta` that follows is the guarantee; what `noise_multiplier` adds to the
+    sum is still accounted for, and claims little for an organisation as a whole.
     """
 
     noise_multiplier: float | None = None
     epsilon: float | None = None
     delta: float = 1e-6
     transport: str = "masked"
+    unit: str = "user"
+    record_noise: float = 1.0
+    record_delta: float = 1e-5
+
+    @property
+    def by_record(self) -> bool:
+        """Return whether the guarantee is that of single records."""
+        return self.unit == "record"
 
 
 @dataclass(frozen=True)
@@ -95,10 +125,17 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The step on the mean: FedAvg, with momentum FedAvgM."""
+    """The step on the mean, see `server.optimizer`: `adam`, or `avg` (with momentum FedAvgM).
 
+    `learning_rate` of adam is the length of the first step, of avg what the mean is multiplied with; it falls linearly
+    to `last_share` of itself. Personas always take FedAvg, at `persona_rate`.
+    """
+
+    kind: str = "avg"
     learning_rate: float = 2.5
     momentum: float = 0.0
+    last_share: float = 1.0
+    persona_rate: float = 2.5
 
 
 @dataclass(frozen=True)
@@ -126,6 +163,29 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class QueriesConfig:
+    """What else a campaign asks, all under one budget; see `server.plan.CampaignPlan`.
+
+    `objective` of the training rounds. With `personas`: `clustering` rounds of private k-means on portraits before
+    training (`portrait`: how people write, what about, or both; see `client.figures.PublicTables`), after which the
+    first `centred` persona rounds go by centroids and the others by `persona_choice`; `words` public words of `encoder`
+    are counted per persona at the end, for its description. `measure` asks every device once how well the adapters
+    serve it. `retriever_rounds` train the retriever's core on embeddings of `encoder`, by `retriever_objective`.
+    """
+
+    objective: str = "next-token"
+    persona_choice: str = "least-loss"
+    clustering: int = 0
+    centred: int = 1
+    portrait: str = "style"
+    encoder: str = "minilm"
+    words: int = 0
+    measure: bool = False
+    retriever_rounds: int = 0
+    retriever_objective: str = "retriever-distillation"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that defines a run; equal configurations on equal people are equal campaigns."""
 
@@ -134,6 +194,7 @@ class RunConfig:
     model: str = "smollm2-135m"
     rounds: int = 2
     cohort: int | None = None
+    organisations: int = 0
     personas: int = 0
     seed: int = 0
     engine: str = "flower"
@@ -146,6 +207,7 @@ class RunConfig:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    queries: QueriesConfig = field(default_factory=QueriesConfig)
     own: OwnConfig = field(default_factory=OwnConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -162,6 +224,13 @@ class RunConfig:
                 raise ConfigError(f"{key} must be in (0, {most:g}], not {self.value(key)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        _choice("server.kind", self.server.kind, ("adam", "avg"))
+        _choice("privacy.unit", self.privacy.unit, ("record", "user"))
+        _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
+        _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
+        _choice("queries.retriever_objective", self.queries.retriever_objective, TRAINS_A_RETRIEVER)
+        _choice("queries.portrait", self.queries.portrait, ("both", "meaning", "style"))
+        _choice("queries.encoder", self.queries.encoder, ("minilm", "hashed"))
         if self.personas == 1:
             raise ConfigError("personas must be 0 (none) or at least 2, not 1")
         if self.own.people == 1:
@@ -177,8 +246,9 @@ class RunConfig:
 
     @property
     def participations(self) -> int:
-        """Return how often one device may answer: a device may be drawn in every round."""
-        return self.rounds
+        """Return how often one device may answer: a device may be drawn for every query of the campaign."""
+        asked = self.queries
+        return self.rounds + asked.clustering + asked.retriever_rounds + bool(asked.words) + asked.measure
 
     def noise_multiplier(self) -> Fraction:
         """Return z, given or derived from the cap: the least z, in thousandths, whose rounds fit under it.

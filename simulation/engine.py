@@ -18,16 +18,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.adapter import AdapterLayout, Basis, state_sha256
+from client.figures import PublicTables
+from privacy.adapter import Basis, rows_sha256
 from privacy.answer import noise_of_mean
 from privacy.errors import ConfigError, WireError
+from privacy.learned import NO_TABLES
 from privacy.ledger import Ledger
 from privacy.policy import Policy
-from privacy.query import Limits, Query
+from privacy.query import NO_DIRECTORY, Limits, Query
 from privacy.session import Greeting, Hello
 from privacy.wire import Answer, decode
 from server.campaign import Asked, Campaign, CampaignPlan, replayed
-from server.optimizer import FedAvg
+from server.optimizer import OPTIMIZERS, FedAvg
 from server.rounds import Done, Watch
 from simulation.config import RunConfig
 from simulation.host import Hosts
@@ -36,6 +38,7 @@ from simulation.report_schema import Round
 
 Vector = NDArray[np.float64]
 MIN_COHORT = 16
+MIN_ORGANISATIONS = 4  # the sum hides one among so many; what protects a record is noise inside its organisation
 
 
 class LocalCourier:
@@ -97,8 +100,10 @@ class RunWatch(Watch):
             gone = len(asked.invited) - len(survivors)
             self.progress.note(f"{self._label(asked)}: {len(survivors)} of {len(asked.invited)} answered, {gone} lost")
         if survivors:
-            row = round_row(asked.query, self._updates(asked, survivors), len(survivors), seconds)
-            if row["alpha"] is None:
+            query = asked.query
+            trains = query.purpose in ("train.global", "train.persona")
+            row = round_row(query, self._updates(asked, survivors) if trains else [], len(survivors), seconds)
+            if trains and row["alpha"] is None:
                 self.progress.note(
                     f"{self._label(asked)}: nobody had text to learn from; is local.own_tokens too small?"
                 )
@@ -113,7 +118,7 @@ class RunWatch(Watch):
         """Return the question of an attempt as it lies on the disk, for whoever was only told its number."""
         if (number, attempt) not in self._asked:
             query = Query.from_bytes((self.sums / f"round-{number:05d}-{attempt}.query").read_bytes())
-            slots = replayed(self.plan, self.sums).slots(query.purpose)
+            slots = replayed(self.plan, self.sums).rows(self.plan.steps[query.round])
             self._asked = {(number, attempt): Asked(query, query.to_bytes(), (), slots)}
         return self._asked[number, attempt]
 
@@ -128,7 +133,7 @@ class RunWatch(Watch):
         return [updates[user] for user in sorted(updates)]
 
     def _label(self, asked: Asked) -> str:
-        return f"round {asked.query.round + 1} of {self.plan.rounds}"
+        return f"round {asked.query.round + 1} of {len(self.plan.steps)}"
 
     def _end(self) -> None:
         self._bar.close()
@@ -139,30 +144,52 @@ def _no_step() -> None:
     """Advance no bar."""
 
 
-def policy_of(config: RunConfig, basis: Basis, cohort: int, signer: str, replayed: bool) -> Policy:
-    """Return the policy that every simulated device holds the campaign to."""
+def policy_of(
+    config: RunConfig, basis: Basis, cohort: int, signer: str, replayed: bool, tables: PublicTables | None = None
+) -> Policy:
+    """Return the policy that every simulated device holds the campaign to: it grants what the plan asks, no more."""
+    steps = plan_of(config, basis, cohort, "0" * 64, replayed, NO_DIRECTORY, tables).steps
     return Policy(
         federation=config.federation,
-        purposes=("train.global", "train.persona"),
+        purposes=tuple(sorted({"train.global", "train.persona", *(step.purpose for step in steps)})),
         min_noise_multiplier=config.noise_multiplier(),
         max_clip_norm=Fraction(str(config.local.clip)),
-        min_invited=min(cohort, MIN_COHORT) if config.privacy.transport == "off" else MIN_COHORT,
+        min_invited=min(cohort, least_cohort(config)) if config.privacy.transport == "off" else least_cohort(config),
         min_survivor_fraction=Fraction(2, 3),
         max_participations=config.participations,
         budget_rho=config.budget_rho(),
-        max_dim=(basis.layout.dim + 1) * max(1, config.personas),
-        limits=Limits(config.local.own_tokens, config.local.steps),
+        max_dim=max((step.slot_dim + 1) * step.slots for step in steps),
+        limits=limits_of(config),
         basis_sha256=basis.sha256,
         release_signer=signer,
         allow_replayed_noise=replayed,
         allow_unprotected=config.privacy.transport == "off",
+        objectives=tuple(sorted({step.objective for step in steps})),
+        public_sha256=tables.sha256 if tables is not None else None,
     )
 
 
+def least_cohort(config: RunConfig) -> int:
+    """Return how many devices a query must invite at least."""
+    return MIN_ORGANISATIONS if config.privacy.by_record else MIN_COHORT
+
+
+def limits_of(config: RunConfig) -> Limits:
+    """Return the work that an answer may rest on."""
+    return Limits(config.local.own_tokens, config.local.steps)
+
+
 def plan_of(
-    config: RunConfig, basis: Basis, cohort: int, policy: Policy, replayed: bool, directory_sha256: str
+    config: RunConfig,
+    basis: Basis,
+    cohort: int,
+    policy_sha256: str,
+    replayed: bool,
+    directory_sha256: str,
+    tables: PublicTables | None = None,
 ) -> CampaignPlan:
     """Return the campaign's plan from its configuration."""
+    asked = config.queries
     return CampaignPlan(
         federation=config.federation,
         campaign=config.campaign,
@@ -173,13 +200,27 @@ def plan_of(
         clip_norm=Fraction(str(config.local.clip)),
         noise_multiplier=config.noise_multiplier(),
         transport=config.privacy.transport,
-        limits=policy.limits,
-        optimizer=FedAvg(config.server.learning_rate, config.server.momentum),
+        limits=limits_of(config),
+        optimizer=OPTIMIZERS[config.server.kind](config.server.learning_rate, config.server.momentum),
+        last_share=config.server.last_share,
+        curvature_damping=config.adapter.curvature_damping,
+        persona_optimizer=FedAvg(config.server.persona_rate),
         basis_sha256=basis.sha256,
-        policy_sha256=policy.sha256,
+        policy_sha256=policy_sha256,
         seed=config.seed,
         directory_sha256=directory_sha256,
         replayed_noise=replayed,
+        objective=asked.objective,
+        persona_choice=asked.persona_choice,
+        clustering=asked.clustering,
+        centred=asked.centred,
+        portrait_dim=tables.portrait_dim if tables is not None else 1,
+        encoder_dim=tables.encoder.dim if tables is not None else 1,
+        words=asked.words,
+        measure=asked.measure,
+        retriever_rounds=asked.retriever_rounds,
+        retriever_objective=asked.retriever_objective,
+        public_sha256=tables.sha256 if tables is not None else NO_TABLES,
     )
 
 
@@ -198,10 +239,10 @@ def run_without_noise(
     progress: Progress,
 ) -> Vector:
     """Run what is left of a campaign without noise, for comparison; return its global core, float64 [slot_dim]."""
-    campaign = Campaign(plan, folder, ledger, users, lambda slots: _state(plan, basis.layout, slots))
+    campaign = Campaign(plan, folder, ledger, users, lambda rows: rows_sha256(plan.basis_sha256, rows))
     while not campaign.finished:
         asked, answers = campaign.ask(), list[Answer]()
-        label = f"round {asked.query.round + 1} of {plan.rounds} without noise, for comparison"
+        label = f"round {asked.query.round + 1} of {len(plan.steps)} without noise, for comparison"
         with progress.task(label, len(asked.invited)) as step:
 
             def done(_user: str, data: bytes, answers: list[Answer] = answers, step: Callable[[], None] = step) -> None:
@@ -215,10 +256,6 @@ def run_without_noise(
             pool.run(calls, done)
         campaign.take(asked, answers)
     return campaign.state.core
-
-
-def _state(plan: CampaignPlan, layout: AdapterLayout, slots: Vector) -> str:
-    return state_sha256(plan.basis_sha256, layout, [layout.unflatten(row) for row in slots])
 
 
 def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: float) -> Round:
@@ -236,6 +273,9 @@ def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: 
         noise_ratio=noise / signal if signal else None,
         alpha=alpha,
         seconds=seconds,
+        objective=query.objective,
+        noise_multiplier=float(query.noise_multiplier),
+        rho=float(query.rho) if query.rho is not None else None,
     )
 
 

@@ -84,7 +84,8 @@ class RoundBits(TypedDict):
 
 class Round(TypedDict):
     """One query. `noise_ratio` is |noise| / |signal| of the released mean, `snr` its inverse, `alpha` the norm of the
-    mean of the clipped unit updates (1 = all devices pull the same way)."""
+    mean of the clipped unit updates (1 = all devices pull the same way); all three are of training rounds alone. `rho`
+    is what one answer cost."""
 
     round: int
     purpose: str
@@ -96,6 +97,9 @@ class Round(TypedDict):
     alpha: float | None
     seconds: float
     bits_per_token: NotRequired[RoundBits]
+    objective: NotRequired[str]
+    noise_multiplier: NotRequired[float]
+    rho: NotRequired[float | None]
 
 
 class Adversary(TypedDict):
@@ -108,7 +112,10 @@ class Adversary(TypedDict):
 
 
 class RecordPrivacy(TypedDict):
-    """The separate, record-level statement for `own_record_dp`: never added to the user-level one."""
+    """The separate, record-level statement: never added to the user-level one.
+
+    For `own_record_dp`; with `shared` for all shared training of organisations, and then it is the headline.
+    """
 
     unit: str
     people: int
@@ -116,6 +123,7 @@ class RecordPrivacy(TypedDict):
     delta: float
     noise_multiplier: float
     clip_norm: float
+    shared: NotRequired[bool]
 
 
 class Privacy(TypedDict):
@@ -158,11 +166,59 @@ class Persona(TypedDict):
 
 
 class Personas(TypedDict):
-    """`assignment` (person -> persona number) exists in simulation only: in a campaign it never leaves the device."""
+    """`assignment` (person -> persona number) exists in simulation only: in a campaign it never leaves the device.
+
+    `count_deviation` is the deviation of the noise on each count; published is what is at least four of them and at
+    least `floor`. `collapsed`: one persona holds nearly everybody. `events`: merged and split personas, in order.
+    """
 
     k: int
     rows: list[Persona]
+    count_deviation: NotRequired[float]
+    floor: NotRequired[int]
+    collapsed: NotRequired[bool]
+    events: NotRequired[list[str]]
+    without_persona: NotRequired[float | None]
     assignment: NotRequired[dict[str, int]]
+
+
+class Measured(TypedDict):
+    """What the federation measured of itself, as noisy means over the members of a persona, or over everybody.
+
+    `bits_chosen` is under the persona's adapter where there is one; `gains` the share of people by the share of base's
+    bits that it saves them; `without_persona` the share whom no persona serves better than the global adapter;
+    `compared` the share who made blind choices, `preferred` the mean share of these that the shared adapters won.
+    """
+
+    name: str
+    noisy_count: float
+    bits_base: float
+    bits_global: float
+    bits_chosen: float
+    accuracy: float
+    gains: dict[str, float]
+    without_persona: float | None
+    compared: float
+    preferred: float
+
+
+class Retriever(TypedDict):
+    """How the retriever's core ranks people's own documents for `questions` of their test text, and the frozen encoder.
+
+    `recall`: the document that helps the model most is among the first three; `ndcg` of the first three by the model's
+    gain; `gain` of the first in nats. `rounds` and `objective` are what it was taught by.
+    """
+
+    rounds: int
+    objective: str
+    numbers: int
+    questions: int
+    recall_frozen: float
+    recall_taught: float
+    ndcg_frozen: float
+    ndcg_taught: float
+    gain_frozen: float
+    gain_taught: float
 
 
 class Cost(TypedDict):
@@ -230,6 +286,8 @@ class Report(TypedDict):
     rounds: list[Round]
     privacy: Privacy
     personas: NotRequired[Personas]
+    measured: NotRequired[list[Measured]]
+    retriever: NotRequired[Retriever]
     scrub: NotRequired[Scrub]
     basis: NotRequired[Basis]
     cost: Cost

@@ -16,17 +16,20 @@ from privacy.audit.html import write_page
 from privacy.audit.replay import audit_run
 from privacy.errors import ConfideError
 from privacy.ledger import Ledger
+from privacy.objective import NEAREST
 from server.campaign import Campaign
 from server.home import ROUNDS, ServerHome, open_campaign
+from server.public import FILE as PUBLIC
 from server.publish import ReleaseOf, publish
 from server.rounds import Deadlines
 from simulation import evaluate
-from simulation.basis_cache import model_sha256
+from simulation.basis_cache import cached_curvature, model_sha256
 from simulation.config import RunConfig
 from simulation.engine import LocalCourier, RunWatch, Vector, plan_of, run_without_noise, shadow_of
 from simulation.flower import run_over_flower
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.progress import Progress
+from simulation.public_tables import public_of
 from simulation.report import write_report
 from simulation.report_schema import Report
 from simulation.setting import Setting, drawn, federation_ledger, host_settings, prepare
@@ -44,6 +47,7 @@ PACKAGES = (
     "flwr",
 )
 SCRUB_PEOPLE = 8
+RANKED_PEOPLE = 24  # get questions put to the retriever: each costs a dozen readings by the model
 GREETING_S = 300.0  # Flower and Ray take their time to start their relays on a busy machine
 PATIENT_S = 6 * 3600.0  # simulated people drop out by schedule, never by the clock
 
@@ -162,13 +166,24 @@ def server_home(setting: Setting) -> ServerHome:
     config = setting.config
     home = ServerHome(
         setting.folder.path,
-        plan_of(config, setting.basis, setting.cohort, setting.policy, setting.replayed, setting.directory.sha256),
+        plan_of(
+            config,
+            setting.basis,
+            setting.cohort,
+            setting.policy.sha256,
+            setting.replayed,
+            setting.directory.sha256,
+            setting.tables,
+        ),
         ReleaseOf(config.model, model_sha256(setting.model_path)),
         Deadlines(stage=PATIENT_S, training=PATIENT_S, greeting=GREETING_S),
         simulated=True,
         dropout=config.dropout,
     )
     home.save(setting.secrets.federation)
+    if not (setting.folder.checkpoints / PUBLIC).exists():
+        curvature = cached_curvature(setting.model_path, setting.basis, config.adapter, config.seed, setting.progress)
+        public_of(setting.tables, home.plan, curvature).save(setting.folder.checkpoints)
     return home
 
 
@@ -210,7 +225,15 @@ def _evaluate(
         evaluate.score_everybody(pool, scored, arms, evaluation, setting.progress)
         personas: dict[str, int] = {}
         if setting.config.personas:
-            personas = evaluate.score_personas(pool, scored, core, list(campaign.state.personas), evaluation)
+            state = campaign.state
+            centroids = state.centroids if campaign.plan.persona_choice == NEAREST else None
+            personas = evaluate.score_personas(pool, scored, core, list(state.personas), evaluation, centroids)
+            evaluate.score_mixtures(pool, scored, core, list(state.personas), evaluation)
+        if setting.config.queries.retriever_rounds:
+            rank, state = campaign.plan.retriever_rank, campaign.state
+            some = drawn(scored, RANKED_PEOPLE, [setting.config.seed, 6])
+            learned = state.retriever.reshape(rank, rank)
+            evaluate.score_retriever(pool, some, learned, state.directions, evaluation)
         if setting.own_people:
             evaluate.score_own(pool, setting.own_people, core, evaluation, setting.progress)
     return evaluation, personas

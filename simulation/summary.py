@@ -17,9 +17,11 @@ from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig
 from simulation.evaluate import Evaluation
 from simulation.metrics import comparisons, person_rows, summarise
+from simulation.personas_section import measured_section, personas_section, retriever_section, without_persona
 from simulation.population import Population
 from simulation.privacy_section import privacy_section
-from simulation.report_schema import Arm, Cost, Personas, Privacy, RecordPrivacy, Report, Round, Scrub, What
+from simulation.record_level import shared_record_privacy
+from simulation.report_schema import Arm, Cost, Privacy, RecordPrivacy, Report, Round, Scrub, What
 
 HEADLINE_DELTA = 1e-6
 
@@ -79,7 +81,12 @@ def build_report(facts: Facts) -> Report:
     if config.scrub:
         report["scrub"] = _scrub(facts)
     if config.personas:
-        report["personas"] = _personas(facts)
+        report["personas"] = personas_section(facts.campaign, facts.personas)
+        report["personas"]["without_persona"] = without_persona(facts.campaign)
+    if facts.campaign.plan.measure:
+        report["measured"] = measured_section(facts.campaign)
+    if facts.campaign.plan.retriever_rounds:
+        report["retriever"] = retriever_section(facts.campaign, facts.evaluation.ranked)
     return report
 
 
@@ -173,8 +180,9 @@ def _privacy(facts: Facts, claimed: Mapping[str, Any]) -> Privacy:
 
 
 def _record(facts: Facts) -> RecordPrivacy | None:
-    if not facts.evaluation.record:
-        return None
+    shared = shared_record_privacy(facts.config, facts.trained)
+    if shared is not None or not facts.evaluation.record:
+        return shared
     worst = max(facts.evaluation.record, key=lambda each: each["epsilon"])
     return RecordPrivacy(
         unit="document",
@@ -211,19 +219,6 @@ def _scrub(facts: Facts) -> Scrub:
     if facts.scrub_bits is not None:
         scrub["raw_bits_per_token"], scrub["scrubbed_bits_per_token"] = facts.scrub_bits
     return scrub
-
-
-def _personas(facts: Facts) -> Personas:
-    campaign = facts.campaign
-    published = set(campaign.published_personas())
-    counts = campaign.state.persona_counts
-    return Personas(
-        k=facts.config.personas,
-        rows=[
-            {"name": f"persona-{k}", "noisy_count": float(n), "published": k in published} for k, n in enumerate(counts)
-        ],
-        assignment=dict(facts.personas),
-    )
 
 
 def _basis_name(config: RunConfig) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
+from client.compose import Composition, fitted
+from client.contribution import contribution
 from client.deliveries import Deliveries
 from client.documents import Document, Person, latest, shortened
-from client.learner import TextLearner, flat_cores
+from client.figures import PublicTables
+from client.learner import TextLearner
 from client.listener import RelaySocket
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import load_own
 from client.retrieve import TextIndex
+from client.retriever_core import RetrieverCore
 from client.service import AgentService, Lazy, Pace, Worker
+from client.teaching import Shelf
 from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
-from privacy.answer import make_answer, slotted_update
+from privacy.answer import make_answer
 from privacy.canonical import sha256_hex
 from privacy.directory import open_directory
 from privacy.errors import ModelError
@@ -36,6 +43,9 @@ from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
 from simulation.host import HostSettings
+from simulation.public_tables import tables_of
+from simulation.record_level import record_noise, shared_charge
+from simulation.retrieval_score import Ranked, ranked
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
@@ -56,8 +66,9 @@ class ObservedLearner(TextLearner):
         training: CoreTraining,
         max_document_tokens: int,
         every_round: bool = False,
+        tables: PublicTables | None = None,
     ) -> None:
-        super().__init__(model, training, max_document_tokens)
+        super().__init__(model, training, max_document_tokens, tables)
         self.folder, self.every_round = folder, every_round
 
     def update(self, user: str, start: Mapping[str, NDArray[np.float32]], query: Query, seed: int) -> Vector:
@@ -98,10 +109,12 @@ class HostWork:
         basis = Basis.load(Path(settings.basis_file))
         self.model.attach(basis)
         self.model.add_own(config.own.rank, OwnTraining().modules)
-        training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip)
+        training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip, record_noise(config))
         updates = self.folder / "checkpoints" / "updates"
         twice = config.compare_without_noise and config.privacy.transport != "off"
-        self.learner = ObservedLearner(updates, self.model, training, local.max_document_tokens, every_round=twice)
+        self.learner = ObservedLearner(
+            updates, self.model, training, local.max_document_tokens, every_round=twice, tables=tables_of(config)
+        )
         root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)
         policy = open_policy(settings.policy_file, root_key)
         directory = open_directory(settings.directory_file, root_key) if settings.directory_file else None
@@ -120,6 +133,7 @@ class HostWork:
             lambda _: MemoryJournal(),  # nothing leaves this machine: what a crash cut off is asked again as it was
             RememberedChecks(),
             (settings.policy_file, root_key),
+            shared_charge(config),
         )
         self.lock = threading.RLock()
         self._basis, self._policy, self._number = basis, policy, settings.number
@@ -151,7 +165,8 @@ class HostWork:
 
         encoded = [self.model.encode(d, 64) for d in self.people[user].history[:6]]
         documents = [self.model.prefix(e) for e in encoded if e.own_tokens]
-        return probe_training(self.model, documents, self.learner.training)
+        without_noise = replace(self.learner.training, noise_multiplier=0.0)  # few documents drown in a record's
+        return probe_training(self.model, documents, without_noise)
 
     # -- rounds -----------------------------------------------------------------------------------------------------
 
@@ -168,9 +183,10 @@ class HostWork:
     def observe(self, user: str, number: int, slots: Vector) -> Vector | None:
         """Return what the device learned in round `number`, before clip and noise, in its slot of [slots x slot_dim].
 
-        None if it has not trained from any of `slots`.
+        `slots` are the rows that the round started from. None if it has not trained from any of them.
         """
         kept, layout = self.learner.kept(user, number), self.learner.layout
+        slots = slots[:, : layout.dim]
         starts = [sha256_hex(layout.flatten(layout.unflatten(row)).tobytes()) for row in slots]
         if kept is None or kept[0] not in starts:
             return None
@@ -184,12 +200,10 @@ class HostWork:
         For the comparison line of a simulation alone; no device of a federation has this method.
         """
         query = Query.from_bytes(query_bytes)
-        cores = flat_cores(self.learner.layout, slots)
-        slot = self._best_slot(user, cores, query)
         seed = (
             int(KeyStream(device_noise_key(self._noise_root, user), query.event_id(user)).candidates(0, 1)[0, 0]) >> 1
         )
-        update = slotted_update(self.learner.update(user, cores[slot], query, seed), query, slot)
+        update = contribution(self.learner, user, query, slots.astype(np.float32), seed)
         return make_answer(update, query, user, bytes(32)).encode()
 
     def unscrubbed_update(self, user: str, query_bytes: bytes, start: Vector) -> Vector:
@@ -203,11 +217,6 @@ class HostWork:
         query = Query.from_bytes(query_bytes)
         return TextLearner.update(self.learner, user, self.learner.layout.unflatten(start), query, 0)
 
-    def _best_slot(self, user: str, cores: Sequence[Mapping[str, NDArray[np.float32]]], query: Query) -> int:
-        if len(cores) == 1:
-            return 0
-        return int(np.argmin([self.learner.loss(user, each, query) for each in cores]))
-
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def score(self, user: str, arms: Mapping[str, Vector]) -> Scores:
@@ -219,8 +228,15 @@ class HostWork:
             scores[name] = self._scored(self._test(user), self._test(user))
         return scores
 
-    def choose(self, user: str, candidates: Sequence[Vector]) -> int:
-        """Return the index of the flat core with the least loss on the person's own history (never on test text)."""
+    def choose(self, user: str, candidates: Sequence[Vector], centroids: Vector | None = None) -> int:
+        """Return the index of the flat core with the least loss on the person's own history (never on test text).
+
+        With `centroids` [K, e] it is that of the centroid nearest to the history's portrait.
+        """
+        if centroids is not None and self.learner.tables is not None:
+            texts = [document.own_text for document in self.people[user].history]
+            portrait = self.learner.tables.portrait(texts)
+            return int(np.argmin(np.linalg.norm(centroids - portrait, axis=1)))
         newest = latest(self.people[user].history, self.config.local.own_tokens)
         documents = [self.model.prefix(e) for e in self._encoded(newest)]
         self.model.activate(GLOBAL)
@@ -229,6 +245,32 @@ class HostWork:
             self.model.set_cores(self.learner.layout.unflatten(core))
             losses.append(sum(float(n.double().sum()) for n in self.model.document_nats(documents)))
         return int(np.argmin(losses))
+
+    def compose(self, user: str, core: Vector, personas: Sequence[Vector]) -> Vector:
+        """Return the share of each persona that the person's device finds on its history, float64 [K], see `fitted`."""
+        newest = latest(self.people[user].history, 2 * self.config.local.own_tokens)
+        documents = [self.model.prefix(e) for e in self._encoded(newest)]
+        self.model.activate(GLOBAL)
+        names = [str(k) for k in range(len(personas))]
+
+        def nats(part: Sequence[Cached], composition: Composition) -> float:
+            shares = [composition.personas.get(name, 0.0) for name in names]
+            self.model.set_cores(self.learner.layout.unflatten(core + np.array(shares) @ np.array(personas)))
+            return sum(float(n.double().sum()) for n in self.model.document_nats(part))
+
+        if len(documents) < 2:
+            return np.zeros(len(personas))
+        found = fitted(names, partial(nats, documents[::2]), partial(nats, documents[1::2]))
+        return np.array([found.personas.get(name, 0.0) for name in names])
+
+    def rank(self, user: str, core: Vector, directions: Vector) -> list[Ranked]:
+        """Return how the person's history is ranked for questions of their test text, frozen and under the core."""
+        tables, person = self.learner.tables, self.people[user]
+        if tables is None:
+            return []
+        shelf = Shelf.of(latest(person.history, 40 * self.config.local.own_tokens), tables.encoder)
+        rng = np.random.default_rng([self.config.seed, 12, *user.encode()])
+        return ranked(self.model, tables.encoder, shelf, person.test, RetrieverCore(directions, core), rng)
 
     def train_own(self, user: str, core: Vector, record: bool) -> tuple[Tensors, dict[str, Any] | None]:
         """Train the person's own LoRA over the global core on raw text; with `record` under record-level privacy.

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
+from client.contribution import Rows
 from client.deliveries import Deliveries
 from client.service import AgentService, Lazy, Pace, Worker
 from privacy.adapter import Basis, Cores, state_sha256
@@ -41,6 +42,7 @@ class Learner:
     """Trains nothing: sleeps as long as is said for a user, runs `on_update`, returns a vector of the user's own."""
 
     layout = LAYOUT
+    public_sha256: str | None = None
 
     def __init__(self) -> None:
         self.seconds: Mapping[str, float] = {}
@@ -55,6 +57,15 @@ class Learner:
 
     def loss(self, user: str, cores: Cores, query: Query) -> float:
         return 0.0
+
+    def distance(self, user: str, row: Rows, query: Query) -> float:
+        return 0.0
+
+    def declared(self, user: str) -> int | None:
+        return None
+
+    def figures(self, user: str, rows: Rows, query: Query, slot: int, seed: int) -> NDArray[np.float64]:
+        return np.zeros(query.slot_dim)
 
 
 class Crew:

@@ -41,7 +41,7 @@ class Federation:
         assert model.layout is not None
         self.training, self.model = training, model
         self.learner = TextLearner(model, CoreTraining(training.steps, training.step), 128)
-        self.people = People(folder, len(texts), model.layout, root, learner=self.learner)
+        self.people = People(folder, len(texts), model.layout, root, trained=self.learner)
         for user, own in zip(self.people.users, texts.values(), strict=True):
             self.learner.add(user, [document(f"{user}-{i}", text) for i, text in enumerate(own)])
 

@@ -44,7 +44,7 @@ def secagg(
         basis_sha256=digest,
         policy_sha256=digest,
         ledger_head=digest,
-        objective="none",
+        objective="next-token",
         limits=Limits(own_tokens=1, local_steps=1),
     )
     rows = secagg_rows(template, Sizes(large_invited=devices, large_dropped=devices // 5))

@@ -20,12 +20,14 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from client.agent import Device, Learner, open_devices
-from privacy.adapter import AdapterLayout, Cores, Site, state_sha256
+from client.agent import Device, open_devices
+from client.contribution import Learner, Rows
+from privacy.adapter import AdapterLayout, Cores, Site, rows_sha256
 from privacy.directory import Directory
 from privacy.errors import ConfideError
 from privacy.fixedpoint import from_ring
 from privacy.noise import device_noise_key
+from privacy.objective import NEXT_TOKEN, OBJECTIVES, PURPOSES
 from privacy.policy import Policy
 from privacy.query import Cohort, Limits, Query
 from privacy.secagg.journal import MemoryJournal
@@ -37,6 +39,7 @@ from simulation.mechanism.layer import NoSum
 Vector = NDArray[np.float64]
 FEDERATION = "audit"
 BASIS = "b" * 64
+TABLES = "d" * 64
 SITES = 4
 
 
@@ -63,6 +66,23 @@ class KnownUpdates:
         slot = float(cores[self.layout.sites[0].module].flat[0])
         return abs(slot - self.slot_of.get(user, 0))
 
+    @property
+    def public_sha256(self) -> str:
+        """Return the hash of tables that nobody needs here."""
+        return TABLES
+
+    def distance(self, user: str, row: Rows, query: Query) -> float:
+        """Return less for the slot that the auditor chose, told by the end of the row."""
+        return abs(float(row[-1]) - self.slot_of.get(user, 0))
+
+    def declared(self, user: str) -> int | None:
+        """Return the slot that the auditor chose, if any."""
+        return self.slot_of.get(user)
+
+    def figures(self, user: str, rows: Rows, query: Query, slot: int, seed: int) -> Vector:
+        """Return what the auditor put in for `user`, for an objective that trains no adapter."""
+        return self.update(user, {}, query, seed)
+
 
 @dataclass(frozen=True)
 class Told:
@@ -85,7 +105,7 @@ class People:
 
     `noise_root` takes the place of the run's noise root: for audits that must be repeatable. It is not derived from
     anything public by itself; whoever passes a known one audits with noise that is known to all. That is fine here,
-    and only here: nobody's data is in it. `learner` takes the place of known updates, where something is trained.
+    and only here: nobody's data is in it. `trained` takes the place of known updates, where something is trained.
     """
 
     def __init__(
@@ -97,16 +117,19 @@ class People:
         *,
         max_participations: int = 10_000,
         budget_rho: Fraction = Fraction(10**6),
-        learner: Learner | None = None,
+        trained: Learner | None = None,
     ) -> None:
         self.users = [f"person-{i:04d}" for i in range(count)]
         self.keys = {user: signing_key(user) for user in self.users}
         self.directory = Directory.of_keys(FEDERATION, {user: key.public_key() for user, key in self.keys.items()})
         self.layout, self.learner = layout, KnownUpdates(layout)
         self.cores: Cores | None = None  # what queries start from; None: see `start`
+        self.tail = 0  # numbers behind the cores of each row: a centroid, where a choice rests on one
         self.policy = Policy(
             federation=FEDERATION,
-            purposes=("train.global", "train.persona"),
+            purposes=PURPOSES,
+            objectives=tuple(sorted(OBJECTIVES)),
+            public_sha256=TABLES,
             min_noise_multiplier=Fraction(1, 100),
             max_clip_norm=Fraction(1),
             min_invited=1,
@@ -126,7 +149,7 @@ class People:
             self.users,
             self.keys,
             lambda user: device_noise_key(noise_root, user),
-            learner or self.learner,
+            trained or self.learner,
             folder / "answers",
             self.directory,
             lambda _: MemoryJournal(),
@@ -149,21 +172,21 @@ class People:
             noise_multiplier=Fraction(1),
             cohort=Cohort(len(self.users)),
             transport="masked",
-            release_sha256=state_sha256(BASIS, self.layout, self.start(slots)),
+            release_sha256=rows_sha256(BASIS, self.start(slots)),
             basis_sha256=BASIS,
             policy_sha256=self.policy.sha256,
             ledger_head="c" * 64,
-            objective="known-updates",
+            objective=NEXT_TOKEN,
             limits=Limits(512, 8),
             directory_sha256=self.directory.sha256,
         )
         return replace(plain, **changes)
 
-    def start(self, slots: int) -> list[Cores]:
-        """Return the cores that a query of so many slots starts from: `cores`, or else slot k is all k."""
+    def start(self, slots: int) -> Rows:
+        """Return the rows that a query of so many slots starts from: `cores`, or else slot k is all k."""
         if self.cores is not None:
-            return [self.cores] * slots
-        return [self.layout.unflatten(np.full(self.layout.dim, float(slot))) for slot in range(slots)]
+            return np.tile(self.layout.flatten(self.cores).astype(np.float32), (slots, 1))
+        return np.repeat(np.arange(slots, dtype=np.float32)[:, None], self.layout.dim + self.tail, axis=1)
 
     def sum(self, query: Query, updates: Mapping[str, Vector], dropped: Collection[str] = ()) -> Told:
         """Return the private sum of `query`; the masked vectors of `dropped` never arrive. Raises NoSum."""

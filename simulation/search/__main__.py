@@ -22,7 +22,7 @@ from privacy.adapter import Basis
 from simulation.datasets.jsonl import load
 from simulation.search.campaign import Folder, report, run_campaign
 from simulation.search.recipe import recipe_of
-from simulation.search.slices import cached, score_documents, slices_of, train_documents
+from simulation.search.slices import cached, score_documents, slices_of, train_parts
 
 REPORTED = 100
 
@@ -41,12 +41,7 @@ def main(arguments: list[str]) -> None:
     slices = slices_of(pool, others, REPORTED)
     model = LanguageModel.load(base_model_path("smollm2-135m"), top_layers=recipe.layers)
     kept = work / "prefix"
-    train = cached(
-        model,
-        train_documents(slices.train[: recipe.people], recipe.documents),
-        recipe.tokens,
-        kept / f"train-{recipe.tokens}-{recipe.layers}.safetensors",
-    )
+    train = train_parts(model, slices.train[: recipe.people], recipe.documents, recipe.tokens)
     scored = [slices.select[: recipe.select], slices.report]
     select, reported = (
         cached(model, score_documents(people), 256, kept / f"{slot}-{recipe.layers}.safetensors")

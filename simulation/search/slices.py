@@ -1,6 +1,6 @@
 """Three kinds of people that never overlap: those who train, those a choice is made on, those who are reported.
 
-    train   from the pool, their first document each        select, report   others, one test document each
+    train   from the pool, their first documents             select, report   others, one test document each
 
 Choices are made on `select` alone; `report` is scored when the choice stands. Prefixes are kept in a work folder,
 since they cost as much as a training step; that folder holds personal text in another form and is never committed.
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from client.documents import Document, Person
+from client.learner import parts_of
 from client.model import Cached, LanguageModel
 
 SPLIT_SEED = 20261125  # fixes who trains, who selects, who is reported, for every search
@@ -47,9 +48,20 @@ def _shuffled(people: Sequence[Person], stream: int) -> list[Person]:
     return [ordered[i] for i in np.random.default_rng([SPLIT_SEED, stream]).permutation(len(ordered))]
 
 
-def train_documents(people: Sequence[Person], each: int) -> list[list[Document]]:
-    """Return the first `each` history documents of every person."""
-    return [list(person.history[:each]) for person in people]
+def train_parts(
+    model: LanguageModel, people: Sequence[Person], documents: int, tokens: int, longest: int = 256
+) -> list[list[list[Cached]]]:
+    """Return everybody's parts of at most `tokens` own tokens, of their first `documents` history documents.
+
+    Documents are cut at `longest` tokens, as a device cuts them. People without an own token are left out.
+    """
+    found = []
+    for person in people:
+        encoded = [model.encode(document, longest) for document in person.history[:documents]]
+        parts = parts_of([whole for whole in encoded if whole.own_tokens], tokens)
+        if parts:
+            found.append([[model.prefix(piece) for piece in part] for part in parts])
+    return found
 
 
 def score_documents(people: Sequence[Person]) -> list[list[Document]]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import client.agent
+import client.contribution
 import privacy.answer
 import privacy.fixedpoint
 import privacy.query
@@ -33,8 +34,9 @@ from privacy.noise import KeyStream
 from privacy.query import Query
 from privacy.wire import Answer
 
-# Names of other modules are looked up in these two by the code itself, so that is where a bug has to sit.
+# Names of other modules are looked up in these by the code itself, so that is where a bug has to sit.
 _agent: Any = client.agent
+_contribution: Any = client.contribution
 _answer: Any = privacy.answer
 BATCHES = 4
 DOCUMENTS = 3
@@ -199,14 +201,11 @@ def _unit(vector: Any, length: float) -> Any:
 def clip_per_batch() -> list[Change]:
     """Every batch's update is clipped, their sum is not."""
 
-    def local_update(device: Device, query: Query, event: bytes, slots: Any) -> Any:
-        assert device.learner is not None
-        slot = int(np.argmin([device.learner.loss(device.device_id, cores, query) for cores in slots]))
-        whole = device.learner.update(device.device_id, slots[slot], query, 0)
-        batches = sum(_unit(whole / BATCHES, float(query.clip_norm)) for _ in range(BATCHES))
+    def slotted(update: Any, query: Query, slot: int) -> Any:
+        batches = sum(_unit(update / BATCHES, float(query.clip_norm)) for _ in range(BATCHES))
         return _placed(batches, query, slot)
 
-    return [(Device, "_local_update", local_update), (_answer, "encode", _without_clip)]
+    return [(_contribution, "slotted_update", slotted), (_answer, "encode", _without_clip)]
 
 
 def clip_per_layer() -> list[Change]:
@@ -216,7 +215,7 @@ def clip_per_layer() -> list[Change]:
         parts = np.array_split(privacy.fixedpoint._finite(update), BATCHES)
         return _without_clip(np.concatenate([_unit(part, float(clip)) for part in parts]), clip, integer_clip)
 
-    return [(_agent, "slotted_update", _placed), (_answer, "encode", encode)]
+    return [(_contribution, "slotted_update", _placed), (_answer, "encode", encode)]
 
 
 def nan_passes() -> list[Change]:
@@ -226,7 +225,7 @@ def nan_passes() -> list[Change]:
     def encode(update: Any, clip: Fraction, integer_clip: int) -> Any:
         return real(np.nan_to_num(update, posinf=1.0, neginf=-1.0), clip, integer_clip)
 
-    return [(_agent, "slotted_update", _placed), (_answer, "encode", encode)]
+    return [(_contribution, "slotted_update", _placed), (_answer, "encode", encode)]
 
 
 def weights_outside_the_clip() -> list[Change]:
@@ -265,12 +264,12 @@ def budget_after_noise() -> list[Change]:
     """Training and noise come first, the books are looked at when the answer is there."""
     real = Device._answer
 
-    def answer(device: Device, query: Query, slots: Any) -> bytes:
+    def answer(device: Device, query: Query, rows: Any) -> bytes:
         if query.transport != "masked" and not device._stored(query.event_id(device.device_id)).exists():
             _answer.make_answer(
-                device._local_update(query, query.event_id(device.device_id), slots), query, device.device_id, bytes(32)
+                device._local_update(query, query.event_id(device.device_id), rows), query, device.device_id, bytes(32)
             )
-        return real(device, query, slots)
+        return real(device, query, rows)
 
     return [(Device, "_answer", answer)]
 
@@ -282,11 +281,11 @@ def metric_outside_the_query() -> list[Change]:
     """The length of the local update goes along with the answer, for a curve on the server."""
     real = Device.answer
 
-    def answer(device: Device, query_bytes: bytes, slots: Any) -> bytes:
-        data = real(device, query_bytes, slots)
+    def answer(device: Device, query_bytes: bytes, rows: Any) -> bytes:
+        data = real(device, query_bytes, rows)
         query = Query.from_bytes(query_bytes)
         assert device.learner is not None
-        norm = float(np.linalg.norm(device.learner.update(device.device_id, slots[0], query, 0)))
+        norm = float(np.linalg.norm(device.learner.update(device.device_id, {}, query, 0)))
         return data + struct.pack("<d", norm) if np.isfinite(norm) else data
 
     return [(Device, "answer", answer)]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 import client.agent
 from client.agent import Device, open_devices
-from privacy.adapter import AdapterLayout, Cores, Site, state_sha256
+from client.contribution import Rows
+from privacy.adapter import AdapterLayout, Cores, Site, rows_sha256, state_sha256
 from privacy.answer import make_answer
 from privacy.errors import BudgetExhausted, LedgerError, PolicyRefused
 from privacy.fixedpoint import decode_mean, from_ring
@@ -24,6 +25,7 @@ from privacy.ledger import Ledger, LedgerView, read_ledger
 from privacy.noise import device_noise_key
 from privacy.policy import Policy
 from privacy.query import Cohort, Limits, Query
+from privacy.record import RecordCharge
 from privacy.wire import Answer, Refusal, RefusalCode, decode
 
 LAYOUT = AdapterLayout((Site("model.layers.0.q_proj", 4, 8, 8), Site("model.layers.1.q_proj", 3, 8, 8)))
@@ -57,10 +59,10 @@ QUERY = Query(
     basis_sha256="b" * 64,
     policy_sha256=POLICY.sha256,
     ledger_head="c" * 64,
-    objective="causal-lm",
+    objective="next-token",
     limits=Limits(own_tokens=512, local_steps=2),
 )
-RELEASE: Sequence[Cores] = [LAYOUT.zero_cores()]
+RELEASE: Rows = np.zeros((1, LAYOUT.dim), dtype=np.float32)
 SECRET = "Anna's diary"
 
 
@@ -72,6 +74,8 @@ class FakeLearner:
     def __init__(self) -> None:
         self.direction = np.linspace(-1, 1, LAYOUT.dim)
         self.losses: Sequence[float] = ()
+        self.named: int | None = None
+        self.public_sha256: str | None = None
         self.seeds: list[int] = []
         self.starts: list[Cores] = []
         self.on_update: Callable[[], object] = lambda: None
@@ -84,6 +88,16 @@ class FakeLearner:
 
     def loss(self, user: str, cores: Cores, query: Query) -> float:
         return self.losses[int(cores[LAYOUT.sites[0].module][0, 0])]
+
+    def distance(self, user: str, row: Rows, query: Query) -> float:
+        return self.losses[int(row[LAYOUT.dim])]
+
+    def declared(self, user: str) -> int | None:
+        return self.named
+
+    def figures(self, user: str, rows: Rows, query: Query, slot: int, seed: int) -> NDArray[np.float64]:
+        self.on_update()
+        return np.full(query.slot_dim, query.figure / query.slot_dim**0.5)
 
 
 class Home:
@@ -116,10 +130,10 @@ class Home:
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.ledger().entries]
 
-    def ask(self, query: Query = QUERY, release: Sequence[Cores] = RELEASE) -> bytes:
+    def ask(self, query: Query = QUERY, release: Rows = RELEASE) -> bytes:
         return self.device.answer(query.to_bytes(), release)
 
-    def code(self, query: Query = QUERY, release: Sequence[Cores] = RELEASE) -> str:
+    def code(self, query: Query = QUERY, release: Rows = RELEASE) -> str:
         """Return the code of a refusal, after checking that it says nothing more."""
         message = decode(self.ask(query, release))
         assert isinstance(message, Refusal) and message.query_sha256 == query.sha256 and message.device_id == "ann"
@@ -153,9 +167,11 @@ def test_the_answer_names_the_state_that_charged_it(home: Home) -> None:
 
 
 def test_training_starts_from_the_release(home: Home) -> None:
-    cores = LAYOUT.unflatten(np.arange(LAYOUT.dim, dtype=np.float64))
-    home.ask(replace(QUERY, release_sha256=state_sha256("b" * 64, LAYOUT, [cores])), [cores])
-    assert home.learner.starts == [cores]
+    row = np.arange(LAYOUT.dim, dtype=np.float32)
+    cores = LAYOUT.unflatten(row.astype(np.float64))
+    home.ask(replace(QUERY, release_sha256=state_sha256("b" * 64, LAYOUT, [cores])), row[None])
+    [begun] = home.learner.starts
+    assert np.array_equal(LAYOUT.flatten(begun), row)
 
 
 def test_batches_are_drawn_anew_for_each_event_and_again_for_the_same(home: Home, tmp_path: Path) -> None:
@@ -170,17 +186,90 @@ def test_batches_are_drawn_anew_for_each_event_and_again_for_the_same(home: Home
 def test_the_update_goes_into_the_slot_that_fits_best(home: Home) -> None:
     open_to_all = replace(POLICY, allow_unprotected=True, purposes=("train.persona",))
     home.reopen(open_to_all)
-    cores = [LAYOUT.unflatten(np.full(LAYOUT.dim, float(slot))) for slot in range(3)]
+    rows = np.repeat(np.arange(3, dtype=np.float32)[:, None], LAYOUT.dim, axis=1)
+    cores = [LAYOUT.unflatten(row.astype(np.float64)) for row in rows]
     start = state_sha256("b" * 64, LAYOUT, cores)
     query = replace(QUERY, slots=3, transport="off", purpose="train.persona", policy_sha256=open_to_all.sha256)
     query = replace(query, release_sha256=start)
     home.learner.losses = [2.0, 1.5, 1.75]
-    answer = decode(home.ask(query, cores))
+    answer = decode(home.ask(query, rows))
     assert isinstance(answer, Answer)
     slots, weights = query.split(decode_mean(from_ring(answer.vector), query.clip_norm, query.integer_clip, 1))
     assert not slots[[0, 2]].any() and slots[1].any() and weights is not None
     np.testing.assert_allclose(weights * 4, [0, 0.1, 0], atol=1e-6)
-    assert home.learner.starts == [cores[1]]
+    [begun] = home.learner.starts
+    assert np.array_equal(LAYOUT.flatten(begun), LAYOUT.flatten(cores[1]))
+
+
+CHOSEN = replace(
+    POLICY,
+    allow_unprotected=True,
+    purposes=("cluster.persona", "train.persona"),
+    objectives=("centroid-sums", "next-token"),
+    public_sha256="f" * 64,
+)
+
+
+def asked_of_three(choice: str, **changes: Any) -> tuple[Query, Rows]:
+    """Return a noiseless query of three slots and its rows: cores of 0, 1, 2, with `nearest` a centroid behind each."""
+    rows = np.repeat(np.arange(3, dtype=np.float32)[:, None], LAYOUT.dim + (choice == "nearest"), axis=1)
+    asked = {"purpose": "train.persona", "transport": "off", "policy_sha256": CHOSEN.sha256, **changes}
+    query = replace(QUERY, slots=3, choice=choice, **asked)
+    return replace(query, release_sha256=rows_sha256("b" * 64, rows)), rows
+
+
+def slots_of(answer: bytes, query: Query) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    message = decode(answer)
+    assert isinstance(message, Answer), message
+    slots, weights = query.split(decode_mean(from_ring(message.vector), query.clip_norm, query.integer_clip, 1))
+    assert weights is not None
+    return slots, weights
+
+
+def test_the_nearest_centroid_or_the_owners_word_chooses_the_slot(home: Home) -> None:
+    home.reopen(CHOSEN)
+    home.learner.losses, home.learner.named = [2.0, 1.5, 1.0], 0
+    for number, (choice, chosen) in enumerate((("least-loss", 2), ("nearest", 2), ("declared", 0))):
+        query, rows = asked_of_three(choice, round=number)
+        if choice == "nearest":
+            assert home.code(query, rows) == RefusalCode.BASIS, "a centroid of another encoder's is no centroid"
+            home.learner.public_sha256 = CHOSEN.public_sha256
+        slots, weights = slots_of(home.ask(query, rows), query)
+        assert np.flatnonzero(np.abs(slots).sum(axis=1)).tolist() == [chosen] == np.flatnonzero(weights).tolist()
+
+
+@pytest.mark.parametrize("named", [None, 3, -1])
+def test_who_declared_no_persona_trains_all_the_same_and_answers_zeros(home: Home, named: int | None) -> None:
+    home.reopen(CHOSEN)
+    home.learner.named = named
+    query, rows = asked_of_three("declared")
+    slots, weights = slots_of(home.ask(query, rows), query)
+    assert not slots.any() and not weights.any()
+    assert len(home.learner.starts) == 1, "the same work as for everybody else"
+
+
+def test_figures_are_answered_by_devices_whose_public_tables_are_the_policys(home: Home) -> None:
+    home.reopen(CHOSEN)
+    home.learner.losses = [1.0, 0.5, 2.0]
+    query, rows = asked_of_three("nearest", purpose="cluster.persona", objective="centroid-sums")
+    for held in (None, "e" * 64):
+        home.learner.public_sha256 = held
+        assert home.code(query, rows) == RefusalCode.BASIS
+    home.learner.public_sha256 = CHOSEN.public_sha256
+    slots, weights = slots_of(home.ask(query, rows), query)
+    assert np.linalg.norm(slots[1]) == pytest.approx(query.figure, rel=1e-6), "a figure of 1 is not clipped"
+    assert weights[1] == pytest.approx(float(query.weight), rel=1e-6) and not home.learner.starts
+
+
+@pytest.mark.parametrize("width", [LAYOUT.dim - 1, LAYOUT.dim + 1])
+def test_rows_of_another_width_than_the_adapters_are_refused(home: Home, width: int) -> None:
+    rows = np.zeros((1, width), dtype=np.float32)
+    assert home.code(replace(QUERY, release_sha256=rows_sha256("b" * 64, rows)), rows) == RefusalCode.RELEASE
+
+
+def test_an_objective_that_the_policy_does_not_grant_is_refused(home: Home) -> None:
+    assert home.code(replace(QUERY, objective="reply-only")) == RefusalCode.OBJECTIVE
+    assert home.kinds() == ["GENESIS"]
 
 
 # -- charged before anything is computed --------------------------------------------------------------------------
@@ -444,7 +533,7 @@ def test_devices_of_one_folder_have_ledgers_and_answers_of_their_own(tmp_path: P
 
 def test_adapters_other_than_those_the_query_names_are_refused(home: Home) -> None:
     """The device hashes what it is about to train from; it does not take the server's word for it."""
-    other = [LAYOUT.unflatten(np.full(LAYOUT.dim, 1e-3))]
+    other = np.full((1, LAYOUT.dim), 1e-3, dtype=np.float32)
     message = decode(home.ask(QUERY, other))
     assert isinstance(message, Refusal) and message.code == RefusalCode.RELEASE
     assert not home.learner.starts and home.ledger().account.spent_rho() == 0
@@ -456,3 +545,24 @@ def test_an_answer_to_a_masked_query_never_goes_in_the_clear(home: Home) -> None
     message = decode(home.device.answer(masked.to_bytes(), RELEASE))
     assert isinstance(message, Refusal) and message.code == RefusalCode.SUM
     assert home.learner.seeds == [] and home.device.ledger.account.participations() == 0
+
+
+RECORD = RecordCharge("shared_core", 1.0, 0.25, 40, 1.0, 1e-5)
+
+
+def test_an_organisation_notes_its_record_level_line_before_it_trains(home: Home) -> None:
+    home.reopen(POLICY)
+    home.device.record = RECORD
+    for number in range(2):
+        assert isinstance(decode(home.ask(replace(QUERY, round=number))), Answer)
+    kinds = [entry.kind for entry in home.device.ledger.entries()]
+    assert kinds.count("RECORD_DP") == 1 and kinds.index("RESERVE") < kinds.index("RECORD_DP") < kinds.index("COMMIT")
+
+
+def test_an_organisation_refuses_what_its_noise_does_not_cover(home: Home) -> None:
+    home.reopen(CHOSEN)
+    home.device.record = RECORD
+    home.learner.losses = [1.0, 0.5, 2.0]
+    home.learner.public_sha256 = CHOSEN.public_sha256
+    for choice, more in (("least-loss", {}), ("nearest", {"purpose": "cluster.persona", "objective": "centroid-sums"})):
+        assert home.code(*asked_of_three(choice, **more)) == RefusalCode.OBJECTIVE

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.documents import Document, Span
-from client.learner import TextLearner, flat_cores, part_of_round, pieces
+from client.learner import TextLearner, flat_cores, part_of_round, pieces, reply_ranges
 from client.model import Encoded, LanguageModel
-from client.train import CoreTraining
+from client.preference import Pair, pair_of
+from client.train import CoreTraining, core_update
+from privacy.errors import ModelError
 from privacy.query import Cohort, Limits, Query
 
 Dialogues = Callable[..., list[Document]]
@@ -35,7 +37,7 @@ QUERY = Query(
     basis_sha256="b" * 64,
     policy_sha256="d" * 64,
     ledger_head="c" * 64,
-    objective="causal-lm",
+    objective="next-token",
     limits=Limits(own_tokens=120, local_steps=2),
 )
 
@@ -134,3 +136,70 @@ def test_nothing_to_read_is_no_loss_and_no_update(learner: TextLearner, dialogue
     learner.add("ann", [])
     assert learner.loss("ann", learner.layout.zero_cores(), QUERY) == 0.0
     assert not learner.update("ann", learner.layout.zero_cores(), QUERY, 5).any()
+
+
+DIALOGUE = Document(
+    "talk",
+    (
+        Span("I begin with this. ", own=True),
+        Span("Do you like tea? ", own=False),
+        Span("Yes, I like green tea. ", own=True),
+    ),
+    "history",
+    0,
+)
+
+
+def test_replies_are_own_words_behind_anothers() -> None:
+    [(start, end)] = reply_ranges(DIALOGUE)
+    assert DIALOGUE.text[start:end] == "Yes, I like green tea. "
+    assert reply_ranges(replace(DIALOGUE, spans=DIALOGUE.spans[:1])) == []
+
+
+def test_only_replies_are_learned_where_they_are_asked_for(learner: TextLearner) -> None:
+    learner.add("ann", [DIALOGUE])
+    learner.add("ben", [replace(DIALOGUE, spans=DIALOGUE.spans[:1])])
+    every, replies = replace(QUERY, slot_dim=learner.layout.dim), replace(QUERY, objective="reply-only")
+    [whole], [part] = learner.round_documents("ann", every), learner.round_documents("ann", replies)
+    own = whole.encoded.target & ~part.encoded.target
+    assert part.encoded.own_tokens and own.any() and not (part.encoded.target & ~whole.encoded.target).any()
+    start = learner.layout.zero_cores()
+    assert not np.array_equal(learner.update("ann", start, every, 1), learner.update("ann", start, replies, 1))
+    assert not learner.update("ben", start, replies, 1).any() and learner.update("ben", start, every, 1).any()
+
+
+def test_a_preference_step_makes_own_words_likelier_than_the_models(learner: TextLearner) -> None:
+    learner.add("ann", [DIALOGUE])
+    query, start = replace(QUERY, objective="preference-pairs"), learner.layout.zero_cores()
+    update = learner.update("ann", start, query, 1)
+    assert np.linalg.norm(update) > 0 and np.array_equal(update, learner.update("ann", start, query, 1))
+    [document] = learner.round_documents("ann", query)
+    pair = pair_of(learner.model, document, torch.Generator().manual_seed(1))
+    assert torch.equal(pair.own.encoded.target, pair.sample.encoded.target)
+    before = _margin(learner.model, pair)
+    learner.model.set_cores(learner.layout.unflatten(update))
+    assert _margin(learner.model, pair) > before
+
+
+def _margin(model: LanguageModel, pair: Pair) -> float:
+    own, sample = model.document_nats([pair.own, pair.sample])
+    return float(sample.sum() - own.sum())
+
+
+def test_an_objective_that_trains_no_adapter_is_none_of_an_update(learner: TextLearner) -> None:
+    learner.add("ann", [DIALOGUE])
+    query = replace(QUERY, objective="centroid-sums", purpose="cluster.persona")
+    with pytest.raises(ModelError):
+        learner.update("ann", learner.layout.zero_cores(), query, 1)
+
+
+def test_no_step_begins_after_the_seconds_of_the_limits(learner: TextLearner, dialogues: Dialogues) -> None:
+    learner.training = replace(learner.training, steps=2, seconds=1e9)
+    learner.add("ann", dialogues(2))
+    documents, start = learner.round_documents("ann", QUERY), learner.layout.zero_cores()
+
+    def length(seconds: float, steps: int) -> float:
+        settings = replace(learner.training, seconds=seconds, steps=steps)
+        return float(np.linalg.norm(core_update(learner.model, documents, start, settings, torch.Generator())))
+
+    assert length(0.0, 2) == length(1e9, 1) != length(1e9, 2)

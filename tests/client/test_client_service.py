@@ -77,13 +77,13 @@ def test_what_nobody_signed_or_named_is_not_kept(crew: Crew) -> None:
     other_basis = basis_item(
         replace(BASIS, factors={name: (2 * a, b) for name, (a, b) in BASIS.factors.items()}).to_bytes()
     )
-    too_wide = Start("test", "first", 0, np.zeros((1, 17), dtype=np.float32)).signed(SERVER_KEY).item()
+    endless = Start("test", "first", 0, np.full((1, 16), np.inf, dtype=np.float32)).signed(SERVER_KEY).item()
     assert crew.service.reply(0, 9, Delivery((start,)).encode()) == b"", "adapters before their basis"
     for item in (other_basis, basis[:-1], basis[:1] + b"x"):
         assert crew.service.reply(0, 9, Delivery((item,)).encode()) == b""
     assert crew.deliveries.held(crew.offered) == 0
     assert isinstance(told(crew, 0, Delivery((basis,)).encode()), Received)
-    for item in (forged, elsewhere, changed, too_wide):
+    for item in (forged, elsewhere, changed, endless):
         assert crew.service.reply(0, 9, Delivery((item,)).encode()) == b""
     assert crew.deliveries.held(crew.offered) == 1
     assert told(crew, 0, crew.training) == Refusal(crew.query.sha256, "d00", RefusalCode.RELEASE)

@@ -42,7 +42,7 @@ QUERY = Query(
     basis_sha256="b" * 64,
     policy_sha256=POLICY.sha256,
     ledger_head="c" * 64,
-    objective="causal-lm",
+    objective="next-token",
     limits=Limits(own_tokens=512, local_steps=2),
 )
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from privacy.accounting import epsilon_gdp, epsilon_zcdp, sybil_rho
+from privacy.objective import CHOICES, OBJECTIVES, PURPOSES
 from privacy.policy import Policy
-from privacy.query import PROTOCOL, PURPOSES, TRANSPORTS, Cohort, Query
+from privacy.query import PROTOCOL, TRANSPORTS, Cohort, Query
 from privacy.wire import RefusalCode
 
 HERE = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def test_every_refusal_code_is_in_the_protocol_under_its_number() -> None:
 def test_every_field_is_in_the_protocol(kind: type[Query | Policy]) -> None:
     for field in fields(kind):
         assert f"`{field.name}`" in PROTOCOL_TEXT, field.name
-    for value in (PROTOCOL, *PURPOSES, *TRANSPORTS):
+    for value in (PROTOCOL, *PURPOSES, *OBJECTIVES, *CHOICES, *TRANSPORTS):
         assert value in PROTOCOL_TEXT
 
 

@@ -144,8 +144,8 @@ def test_the_predicted_noise_ratio_is_that_of_a_round(personas: int, dim: int) -
     query = Query(
         federation="fed", campaign="c", round=0, attempt=0, purpose="train.persona", slots=personas, slot_dim=dim,
         clip_norm=Fraction(1, 10), noise_multiplier=Fraction(1), cohort=Cohort(60), transport="ideal",
-        release_sha256="0" * 64, basis_sha256="0" * 64, policy_sha256="0" * 64, ledger_head="0" * 64, objective="o",
-        limits=Limits(1, 1),
+        release_sha256="0" * 64, basis_sha256="0" * 64, policy_sha256="0" * 64, ledger_head="0" * 64,
+        objective="next-token", limits=Limits(1, 1),
     )  # fmt: skip
     survivors, room = campaign.survivors, float(query.clip_norm) * (math.sqrt(15) / 4 if personas > 1 else 1.0)
     common = np.random.default_rng(0).normal(size=dim)

@@ -38,7 +38,11 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], tuple[Fraction, int], Refus
     ({}, {"slot_dim": 10_001}, (Fraction(0), 0), RefusalCode.DIM),
     ({}, {"limits": Limits(513, 2)}, (Fraction(0), 0), RefusalCode.WORK),
     ({}, {"limits": Limits(512, 9)}, (Fraction(0), 0), RefusalCode.WORK),
+    ({}, {"limits": Limits(512, 2, 3601)}, (Fraction(0), 0), RefusalCode.WORK),
     ({}, {}, (Fraction(0), 4), RefusalCode.PARTICIPATIONS),
+    ({}, {"objective": "reply-only"}, (Fraction(0), 0), RefusalCode.OBJECTIVE),
+    ({}, {"objective": "reply-only"}, (Fraction(2), 3), RefusalCode.OBJECTIVE),
+    ({"objectives": ("reply-only",)}, {}, (Fraction(0), 0), RefusalCode.OBJECTIVE),
     ({}, {}, (Fraction(3, 2) + Fraction(1, 10**15), 3), RefusalCode.BUDGET),
     ({"yearly_rho": Fraction(1)}, {}, (Fraction(1, 2) + Fraction(1, 10**15), 3), RefusalCode.YEARLY),
     ({"yearly_rho": Fraction(0)}, {}, (Fraction(0), 0), RefusalCode.YEARLY),
@@ -116,6 +120,8 @@ OTHER: dict[str, Any] = {
     "yearly_rho": Fraction(1),
     "witness_key": "a" * 64,
     "serial": 1,
+    "objectives": ("next-token", "word-counts"),
+    "public_sha256": "b" * 64,
 }
 
 
@@ -136,6 +142,9 @@ def test_every_field_changes_the_hash_and_survives_the_file(granted: Grant) -> N
         {"purposes": ("train.global", "train.global")},
         {"purposes": ("eval",)},
         {"purposes": ["train.global"]},
+        {"objectives": ("causal-lm",)},
+        {"objectives": ("word-counts", "next-token")},
+        {"public_sha256": "B" * 64},
         {"min_noise_multiplier": 0.5},
         {"max_clip_norm": Fraction(-1)},
         {"budget_rho": Fraction(1, 10**18)},
@@ -161,7 +170,9 @@ def test_refused_policies(granted: Grant, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"protocol": "confide-policy/2"},
+        {"protocol": "confide-policy/1"},
+        {"objectives": "next-token"},
+        {"public_sha256": None},
         {"extra": 1},
         {"purposes": "train.global"},
         {"purposes": [[]]},

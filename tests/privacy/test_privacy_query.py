@@ -34,11 +34,12 @@ OTHER: dict[str, object] = {
     "basis_sha256": "d" * 64,
     "policy_sha256": "d" * 64,
     "ledger_head": "d" * 64,
-    "objective": "other-lm",
+    "objective": "reply-only",
     "limits": Limits(512, 3),
     "directory_sha256": "d" * 64,
     "replayed_noise": True,
     "sampling": Sampling(1000, Fraction(1, 10)),
+    "choice": "nearest",
 }
 UNSHAPING = ("ledger_head", "policy_sha256", "directory_sha256")
 
@@ -110,7 +111,12 @@ def test_off_needs_no_noise_but_ideal_does(asked: Ask) -> None:
     [
         {"federation": "a b"},
         {"campaign": ""},
-        {"objective": "x" * 65},
+        {"objective": "causal-lm"},
+        {"objective": ["next-token"]},
+        {"objective": "centroid-sums"},
+        {"purpose": "train.retriever"},
+        {"choice": "random", "slots": 2},
+        {"choice": None},
         {"round": -1},
         {"round": True},
         {"attempt": 2**25},
@@ -179,7 +185,7 @@ def test_round_trip(asked: Ask, name: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"protocol": "confide-query/2"},
+        {"protocol": "confide-query/1"},
         {"extra": 1},
         {"round": None},
         {"clip_norm": "2/20"},

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from privacy.errors import ConfigError
-from server.optimizer import FedAdam, FedAvg, Optimizer
+from server.optimizer import FedAdam, FedAvg, Optimizer, share_left
 
-OPTIMIZERS = [FedAvg(), FedAvg(2.5, 0.9), FedAdam(0.01), FedAdam(0.1, 0.0, 0.0, 1e-6)]
+OPTIMIZERS = [FedAvg(), FedAvg(2.5, 0.9), FedAdam(0.02), FedAdam(0.2, 0.0, 0.0, 1e-6)]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
@@ -49,7 +49,21 @@ def test_adam_steps_have_one_length_whatever_the_means() -> None:
     rng = np.random.default_rng(1)
     for scale in (1e-6, 1.0, 1e3):
         weights, _ = FedAdam(0.01).step(np.zeros(400), np.zeros(400), scale * rng.standard_normal(400))
-        assert np.linalg.norm(weights) == pytest.approx(0.01 * 20)
+        assert np.linalg.norm(weights) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_a_share_shortens_the_step_and_nothing_else(optimizer: Optimizer) -> None:
+    mean = np.array([1.0, -0.5, 0.25])
+    whole, kept = optimizer.step(np.zeros(3), np.zeros(3), mean)
+    part, same = optimizer.step(np.zeros(3), np.zeros(3), mean, 0.25)
+    np.testing.assert_allclose(part, whole / 4)
+    np.testing.assert_array_equal(kept, same)
+
+
+def test_the_share_falls_from_one_to_the_last() -> None:
+    assert [share_left(number, 5, 0.2) for number in range(5)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    assert share_left(0, 1, 0.2) == 1
 
 
 def test_adam_does_not_blow_up_numbers_that_hold_less() -> None:

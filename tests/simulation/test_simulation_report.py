@@ -100,6 +100,9 @@ def sample_report(people: int = 24, personal: int = 16) -> Report:
                 "alpha": 0.51,
                 "seconds": 61.25,
                 "bits_per_token": {"noiseless": 4.6 - 0.09 * number, "released": 4.6 - 0.075 * number},
+                "objective": "next-token",
+                "noise_multiplier": 1.0,
+                "rho": 0.5,
             }
             for number in (1, 2, 3)
         ],
@@ -110,7 +113,27 @@ def sample_report(people: int = 24, personal: int = 16) -> Report:
                 {"name": "persona-0", "noisy_count": 61.3, "published": True, "description": "short, playful"},
                 {"name": "persona-1", "noisy_count": -2.4, "published": False},
             ],
+            "count_deviation": 5.31,
+            "floor": 16,
+            "collapsed": True,
+            "events": ["round 3: persona-1 begun anew as a half of persona-0"],
+            "without_persona": 11.7,
         },
+        "measured": [
+            {
+                "name": f"persona-{k}",
+                "noisy_count": 61.3 - 63.7 * k,
+                "bits_base": 4.61 + k,
+                "bits_global": 4.33 + k,
+                "bits_chosen": 4.29 + k,
+                "accuracy": 0.391 + 0.01 * k,
+                "gains": {"under -5 %": -0.013 + 0.001 * k, "-5 % to 0 %": 0.21 + 0.1 * k, "over 0 %": 0.79},
+                "without_persona": 0.19 + 0.2 * k,
+                "compared": 0.5 + 0.1 * k,
+                "preferred": 0.62 + 0.1 * k,
+            }
+            for k in (0, 1)
+        ],
         "scrub": {
             "entities": {"PERSON": 212, "EMAIL_ADDRESS": 3, "SECRET": 1},
             "documents": 1904,
@@ -151,8 +174,8 @@ def sample_query(transport: str = "ideal") -> Query:
     return Query(
         federation="demo", campaign="c", round=1, attempt=0, purpose="train.global", slots=1, slot_dim=4480,
         clip_norm=Fraction(1, 10), noise_multiplier=Fraction(1), cohort=Cohort(100), transport=transport,
-        release_sha256="a" * 64, basis_sha256="b" * 64, policy_sha256="c" * 64, ledger_head="d" * 64, objective="nll",
-        limits=Limits(own_tokens=512, local_steps=2),
+        release_sha256="a" * 64, basis_sha256="b" * 64, policy_sha256="c" * 64, ledger_head="d" * 64,
+        objective="next-token", limits=Limits(own_tokens=512, local_steps=2),
     )  # fmt: skip
 
 
@@ -338,7 +361,7 @@ def test_drawings_take_the_colours_of_the_page(page: str) -> None:
 
 def test_optional_parts_may_be_missing(report: Report) -> None:
     bare = copy.deepcopy(report)
-    for part in ("personas", "scrub", "basis"):
+    for part in ("personas", "measured", "scrub", "basis"):
         del bare[part]  # type: ignore[misc]
     del bare["privacy"]["record"]
     bare["comparisons"], bare["people"], bare["rounds"] = [], [], []
@@ -347,6 +370,11 @@ def test_optional_parts_may_be_missing(report: Report) -> None:
     Page(text)
     assert "<svg" not in text
     assert 'id="scrub"' not in text
+
+
+def test_what_the_federation_measured_and_a_collapse_are_said(page: str) -> None:
+    assert "Collapsed:" in page and "begun anew as a half of" in page
+    assert 'id="measured"' in page and "blind choices won" in page
 
 
 def test_the_privacy_section_says_what_the_accountant_says(report: Report) -> None:

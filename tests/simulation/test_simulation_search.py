@@ -23,7 +23,7 @@ from simulation.search.pooled import PooledTraining, core_parameters, lora_param
 from simulation.search.recipe import Noise, Recipe, recipe_of
 from simulation.search.replay import Choice, noisy_mean, recorded_updates, retried
 from simulation.search.scored import bootstrap, person_nats, relative_gain
-from simulation.search.slices import cached, score_documents, slices_of, train_documents
+from simulation.search.slices import cached, score_documents, slices_of, train_parts
 
 SENTENCES = (
     "The harbour froze over twice that winter.",
@@ -51,8 +51,13 @@ def model(tiny_model_dir: Path) -> LanguageModel:
 
 
 @pytest.fixture
-def people(model: LanguageModel) -> list[list[Cached]]:
-    return cached(model, train_documents([person(i) for i in range(6)], 1), 64, None)
+def parts(model: LanguageModel) -> list[list[list[Cached]]]:
+    return train_parts(model, [person(i) for i in range(6)], 1, 64)
+
+
+@pytest.fixture
+def people(parts: list[list[list[Cached]]]) -> list[list[Cached]]:
+    return [own[0] for own in parts]
 
 
 class CutOff(Folder):
@@ -82,19 +87,19 @@ def test_updates_side_by_side_are_those_of_the_device(model: LanguageModel, peop
 
 
 def test_a_campaign_cut_off_goes_on_to_the_same_end(
-    model: LanguageModel, people: list[list[Cached]], tmp_path: Path
+    model: LanguageModel, parts: list[list[list[Cached]]], people: list[list[Cached]], tmp_path: Path
 ) -> None:
     whole, cut = Folder(tmp_path / "whole"), Folder(tmp_path / "cut")
     for folder in (whole, cut):
         folder.path.mkdir()
-    noisy = {"noise": {"epsilon": 8.0, "people": 200}, "server": "adam", "server_length": 0.002, "momentum": 0.5}
-    wanted = run_campaign(recipe(**noisy), whole, model, people, people[:2])
+    noisy = {"noise": {"epsilon": 8.0, "people": 200}, "server": "adam", "server_length": 0.05, "momentum": 0.5}
+    wanted = run_campaign(recipe(**noisy), whole, model, parts, people[:2])
     with pytest.raises(KeyboardInterrupt):
-        run_campaign(recipe(**noisy), CutOff(cut.path), model, people, people[:2])
+        run_campaign(recipe(**noisy), CutOff(cut.path), model, parts, people[:2])
     assert len(cut.rows()) == 1
     with np.load(whole.path / "state.npz") as state:
         np.testing.assert_array_equal(state["weights"], wanted)
-    again = run_campaign(recipe(**noisy), cut, model, people, people[:2])
+    again = run_campaign(recipe(**noisy), cut, model, parts, people[:2])
     np.testing.assert_array_equal(again, wanted)
     assert len(cut.rows()) == 3 and recorded_updates(cut.path, 2).shape == (4, len(wanted))
     with pytest.raises(DataError):
@@ -102,21 +107,33 @@ def test_a_campaign_cut_off_goes_on_to_the_same_end(
 
 
 def test_learning_lowers_the_loss_of_those_who_train(
-    model: LanguageModel, people: list[list[Cached]], tmp_path: Path
+    model: LanguageModel, parts: list[list[list[Cached]]], people: list[list[Cached]], tmp_path: Path
 ) -> None:
     folder = Folder(tmp_path)
-    weights = run_campaign(recipe(rounds=4, cohort=6), folder, model, people, people)
+    weights = run_campaign(recipe(rounds=4, cohort=6), folder, model, parts, people)
     gains = [row["gain"] for row in folder.rows()]
     assert gains[-1] > gains[0] > 0
     found = report(model, weights, people)
     assert found["gain"] == pytest.approx(gains[-1]) and found["low"] <= found["gain"] <= found["high"]
 
 
+def test_an_adaptive_clip_comes_down_to_the_updates_of_raw_gradients(
+    model: LanguageModel, parts: list[list[list[Cached]]], people: list[list[Cached]], tmp_path: Path
+) -> None:
+    raw = {"steps": 1, "step": 0.05, "normalised": False}
+    changes = {"local": raw, "clip": 100.0, "adaptive": {"quantile": 0.5, "rate": 1.0}, "rounds": 6}
+    run_campaign(recipe(**changes), Folder(tmp_path), model, parts, people[:1])
+    rows = Folder(tmp_path).rows()
+    assert [row["clip"] for row in rows] == pytest.approx([100 * np.exp(-n / 2) for n in range(6)])
+    norms = np.linalg.norm(recorded_updates(tmp_path, 0), axis=1)
+    assert norms.std() > 1e-4, "raw gradients have lengths of their own"
+
+
 def test_a_round_can_be_tried_again_without_training(
-    model: LanguageModel, people: list[list[Cached]], tmp_path: Path
+    model: LanguageModel, parts: list[list[list[Cached]]], people: list[list[Cached]], tmp_path: Path
 ) -> None:
     folder = Folder(tmp_path)
-    weights = run_campaign(recipe(rounds=1, cohort=6), folder, model, people, people[:1])
+    weights = run_campaign(recipe(rounds=1, cohort=6), folder, model, parts, people[:1])
     zero = np.zeros(len(weights))
     again, _ = retried(recorded_updates(tmp_path, 0), Choice(0.05), FedAvg(0.05), zero, zero)
     np.testing.assert_allclose(again, weights, atol=1e-4)  # updates are kept in float16
@@ -141,6 +158,15 @@ def test_the_noise_of_a_campaign_spends_its_epsilon_and_no_more(epsilon: float) 
     assert epsilon_zcdp(10 / (2 * z**2), 1e-6) <= epsilon * (1 + 1e-6)
     assert epsilon_zcdp(10 / (2 * (0.99 * z) ** 2), 1e-6) > epsilon
     assert Noise(epsilon).of_mean(10) == pytest.approx(z / (1700 * 964) ** 0.5)
+
+
+def test_fewer_participations_dropouts_and_small_cohorts_cost_what_they_should() -> None:
+    twice = Noise(8.0, participations=2, dropout=0.1)
+    assert twice.invited(8) == 425 and twice.multiplier(8) == pytest.approx(Noise(8.0).multiplier(2))
+    # floor(2 425 / 3) + 1 - 42 = 242 honest survivors of 382.5 who answer
+    assert twice.of_mean(8) == pytest.approx(twice.multiplier(8) / (382.5 * 242) ** 0.5)
+    small = Noise(8.0, participations=2, dropout=0.1, group=128)
+    assert small.of_mean(8) / twice.of_mean(8) == pytest.approx((242 / 74) ** 0.5)
 
 
 def test_slices_never_overlap_and_do_not_depend_on_the_files_order() -> None:

@@ -96,7 +96,7 @@ def query(number: int) -> dict[str, Any]:
         for what in ("release", "basis", "policy", "head", "directory")
     ]
     return {
-        "protocol": "confide-query/1",
+        "protocol": "confide-query/2",
         "federation": "vectors",
         "campaign": f"campaign-{number}",
         "round": number,
@@ -113,8 +113,9 @@ def query(number: int) -> dict[str, Any]:
         "basis_sha256": digest[1],
         "policy_sha256": digest[2],
         "ledger_head": digest[3],
-        "objective": "causal-lm",
-        "limits": {"own_tokens": 512, "local_steps": number + 1},
+        "objective": ("next-token", "reply-only", "preference-pairs")[number // 2],
+        "choice": ("least-loss", "nearest", "declared")[number // 2] if number % 3 else "least-loss",
+        "limits": {"own_tokens": 512, "local_steps": number + 1, "seconds": 600 + number},
         "replayed_noise": number == 3,
     }
 

@@ -118,7 +118,7 @@ class Sum:
         ]
         self.directory = canonical({"devices": rows, "federation": "vectors", "protocol": "confide-directory/1"})
         fields = {
-            "protocol": "confide-query/1",
+            "protocol": "confide-query/2",
             "federation": "vectors",
             "campaign": "private-sum",
             "round": 3,
@@ -133,8 +133,9 @@ class Sum:
             "directory_sha256": sha(self.directory).hex(),
             **{f"{what}_sha256": sha(what.encode()).hex() for what in ("release", "basis", "policy")},
             "ledger_head": sha(b"head").hex(),
-            "objective": "causal-lm",
-            "limits": {"own_tokens": 512, "local_steps": 2},
+            "objective": "next-token",
+            "choice": "least-loss",
+            "limits": {"own_tokens": 512, "local_steps": 2, "seconds": 3600},
             "replayed_noise": False,
         }
         self.query = canonical(fields | changes)
