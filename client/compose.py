@@ -23,6 +23,7 @@ Vector = NDArray[np.float64]
 SHARPNESS = (0.0, 0.03, 0.1, 0.3)  # mixtures tried: shares go with exp(sharpness * nats saved)
 NEAR = 0.1  # two centroids whose distances differ by so much have shares that differ by a factor of e
 OWN_SHARES = (0.5, 1.0)
+OF_ONE_KIND = 0.5  # the least share of a persona whose description goes into a prompt
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,18 @@ def fitted(
     if own:
         best = min([best, *(Composition(best.personas, share) for share in OWN_SHARES)], key=check)
     return best
+
+
+def prompt_of(composition: Composition, descriptions: Mapping[str, str]) -> str:
+    """Return a line for the prompt of the device's own model: what its owner has in common with others, or "".
+
+    It names the persona with the largest share, if that is at least a half, in the words that the release publishes.
+    """
+    if not composition.personas:
+        return ""
+    name, share = max(composition.personas.items(), key=lambda each: (each[1], each[0]))
+    told = descriptions.get(name, "")
+    return f"Written by somebody who has this in common with others: {told}." if told and share >= OF_ONE_KIND else ""
 
 
 def _shares(values: Vector) -> Vector:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 TEMPERATURE = 0.05
-TEACHER_NATS = 1.0  # by so many nats must one document help more than another to be e times as likely a teacher's pick
+TEACHER_NATS = 0.3  # by so many nats must one document help more than another to be e times as likely a teacher's pick
 
 
 @dataclass(frozen=True)

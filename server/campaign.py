@@ -84,6 +84,12 @@ class Campaign:
         """Return whether every round has its sum."""
         return len(self.sums) == len(self.plan.steps)
 
+    @property
+    def released(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the global core [d] and the personas' offsets [K, d] that are released: the last, or the best."""
+        best = self.state.best
+        return (best.core, best.personas) if best is not None else (self.state.core, self.state.personas)
+
     def published_personas(self) -> list[int]:
         """Return the personas whose noisy count is at least four of its deviations and at least the plan's floor."""
         state = self.state

@@ -51,7 +51,9 @@ class CampaignPlan:
     rounds that train it; personas take `persona_optimizer`; where the public arrays hold a curvature, both take means
     flattened with `curvature_damping`; the retriever's core goes `retriever_rate` times the mean
     of unit directions. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget
-    is the exact sum over all steps, whatever they ask.
+    is the exact sum over all steps, whatever they ask. `declared` are the names of personas that people count
+    themselves to, each with a description behind a colon. With `choose_round` an evaluation follows each training
+    round, and what is released is that of the round whose noisy mean loss is least: chosen by private figures alone.
     """
 
     federation: str
@@ -82,9 +84,11 @@ class CampaignPlan:
     measure: bool = False
     retriever_rounds: int = 0
     retriever_rank: int = 16
-    retriever_rate: float = 2.0
+    retriever_rate: float = 12.0
     retriever_objective: str = RETRIEVER
     public_sha256: str = NO_TABLES
+    declared: tuple[str, ...] = ()
+    choose_round: bool = False
     noise: Mapping[str, Fraction] = field(default_factory=dict)
     last_share: float = 1.0
     curvature_damping: float = 10.0
@@ -100,6 +104,8 @@ class CampaignPlan:
             raise ConfigError("clustering, words and a choice of persona need personas")
         if self.persona_choice == NEAREST and not self.clustering:
             raise ConfigError("personas by centroids need rounds of clustering first")
+        if self.declared and (self.persona_choice != DECLARED or len(set(self.names)) != self.personas):
+            raise ConfigError("declared personas need a name each, and the choice that goes by their owner's word")
         if self.persona_choice == DECLARED and self.clustering:
             raise ConfigError("personas are declared by their owners or found by clustering, not both")
         if self.retriever_objective not in TRAINS_A_RETRIEVER:
@@ -110,6 +116,11 @@ class CampaignPlan:
             raise ConfigError("the damping of the curvature must be above 0")
         if not 0 < self.last_share <= 1:
             raise ConfigError(f"the last share of the server's rate must be in (0, 1], not {self.last_share}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the declared personas, in the order of their slots."""
+        return tuple(text.partition(":")[0].strip() for text in self.declared)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -122,13 +133,18 @@ class CampaignPlan:
                 found.append(self._step("train.persona", self.objective, k, self.slot_dim, choice))
             else:
                 found.append(self._step("train.global", self.objective, 1, self.slot_dim))
+            if self.choose_round:
+                found.append(self._measurement())
         retriever = self._step("train.retriever", self.retriever_objective, 1, self.retriever_rank**2)
         found += [retriever] * self.retriever_rounds
         if self.words:
             found.append(self._step("describe.persona", WORDS, k, self.words, self.persona_choice))
         if self.measure:
-            found.append(self._step("measure.adapters", METRICS_OBJECTIVE, max(1, k), len(METRICS)))
+            found.append(self._measurement())
         return tuple(found)
+
+    def _measurement(self) -> Step:
+        return self._step("measure.adapters", METRICS_OBJECTIVE, max(1, self.personas), len(METRICS))
 
     def share_left(self, round_number: int) -> float:
         """Return the share of the optimizer's rate in round `round_number`, counting only rounds of its purpose."""

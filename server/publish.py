@@ -68,23 +68,26 @@ def learned_by(campaign: Campaign) -> Learned:
 
 
 def descriptions(campaign: Campaign) -> list[str]:
-    """Return a description of each persona: the public words that it uses more than the others, or "".
+    """Return a description of each persona: what was declared, and the public words that it uses more than the others.
 
-    From noisy counts alone, so it is as private as they are.
+    The words come from noisy counts alone, so they are as private as these; "" where nothing can be said.
     """
-    state = campaign.state
+    state, declared = campaign.state, campaign.plan.declared
     if not len(state.words):
-        return [""] * campaign.plan.personas
+        return list(declared) or [""] * campaign.plan.personas
     words = campaign.public.words
     found = telling_words(state.words, state.word_counts, state.word_deviation, words, MOST_WORDS)
-    return [", ".join(each) for each in found]
+    texts = [", ".join(each) for each in found]
+    if not declared:
+        return texts
+    return [f"{told} ({text})" if text else told for told, text in zip(declared, texts, strict=True)]
 
 
 def released_cores(campaign: Campaign, layout: AdapterLayout) -> dict[str, Cores]:
     """Return what is published: global, every persona large enough (as an offset), and each composed with global."""
-    state = campaign.state
-    cores: dict[str, Cores] = {"global": layout.unflatten(state.core)}
+    core, personas = campaign.released
+    cores: dict[str, Cores] = {"global": layout.unflatten(core)}
     for k in campaign.published_personas():
-        cores[f"persona-{k}"] = layout.unflatten(state.personas[k])
+        cores[f"persona-{k}"] = layout.unflatten(personas[k])
         cores[f"composed-{k}"] = merge_cores([(1.0, cores["global"]), (1.0, cores[f"persona-{k}"])])
     return cores

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.objective import METRICS, METRICS_NORM, NEAREST
+from privacy.objective import LOSS_UNIT, METRICS, METRICS_NORM, NEAREST
 from privacy.query import Query
 from server.curvature import DIRECTIONS, STEEPNESS, Curvature
 from server.personas import Event, count_deviation, shrunk, tended
@@ -27,6 +27,16 @@ class RoundSum:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The adapters whose noisy mean loss, in nats per token, was least so far, and the query that measured them."""
+
+    loss: float
+    core: Vector
+    personas: Vector
+    round: int
+
+
+@dataclass(frozen=True)
 class State:
     """The adapters and all else that the sums gave.
 
@@ -34,7 +44,8 @@ class State:
     the noisy number of members of each persona in its last round, `count_deviation` the deviation of its noise;
     `centroids` [K, e]; `words` [K, V] noisy counts of people, over `word_counts` [K] noisy members; `figures` [K or 1,
     M] the mean of the evaluation's figures, `figure_counts` their noisy members; `retriever` [rank^2]; `events` what
-    became of personas, in order. `curvature`, where there is one, shortens steps along steep directions.
+    became of personas, in order; `best` what private figures liked best, where the plan chooses a round. `curvature`,
+    where there is one, shortens steps along steep directions.
     """
 
     core: Vector
@@ -53,6 +64,7 @@ class State:
     directions: Vector = field(default_factory=lambda: np.zeros((0, 0)))
     curvature: Curvature | None = None
     events: tuple[Event, ...] = ()
+    best: Best | None = None
 
     def rows(self, step: Step) -> Vector:
         """Return what the devices start from, float64 [rows, numbers], as `privacy.objective` lays it out."""
@@ -110,7 +122,20 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
         words = slots * result.survivors / query.figure
         return replace(state, words=words, word_counts=members, word_deviation=deviation * _figure_noise(query))
     figures = slots * METRICS_NORM / query.figure / _counted(query, share, result.survivors)[:, None]
-    return replace(state, figures=figures, figure_counts=members)
+    measured = replace(state, figures=figures, figure_counts=members)
+    return _better(measured, query.round) if plan.choose_round else measured
+
+
+def _better(state: State, number: int) -> State:
+    """Return the state with the present adapters as its best, if their loss over all members is less."""
+    members = np.maximum(state.figure_counts, 0.0)
+    if not members.any():
+        return state
+    column = METRICS.index("loss_chosen")
+    loss = LOSS_UNIT * float(members @ state.figures[:, column] / members.sum())
+    if state.best is not None and state.best.loss <= loss:
+        return state
+    return replace(state, best=Best(loss, state.core, state.personas, number))
 
 
 def _flat(plan: CampaignPlan, state: State, mean: Vector) -> Vector:

@@ -57,6 +57,7 @@ POSITIVE = {  # the largest value that makes sense
     "privacy.record_noise": 1e3,
     "privacy.record_delta": 0.5,
     "local.sampling_rate": 1.0,
+    "server.learning_rate": 1e3,
     "server.last_share": 1.0,
     "server.persona_rate": 1e3,
     "local.document_clip": 1e6,
@@ -128,13 +129,14 @@ class ServerConfig:
     """The step on the mean, see `server.optimizer`: `adam`, or `avg` (with momentum FedAvgM).
 
     `learning_rate` of adam is the length of the first step, of avg what the mean is multiplied with; it falls linearly
-    to `last_share` of itself. Personas always take FedAvg, at `persona_rate`.
+    to `last_share` of itself. Unset, both follow from the rounds (`server.optimizer.schedule`). Personas always take
+    FedAvg, at `persona_rate`.
     """
 
     kind: str = "avg"
-    learning_rate: float = 2.5
+    learning_rate: float | None = None
     momentum: float = 0.0
-    last_share: float = 1.0
+    last_share: float | None = None
     persona_rate: float = 2.5
 
 
@@ -169,8 +171,10 @@ class QueriesConfig:
     `objective` of the training rounds. With `personas`: `clustering` rounds of private k-means on portraits before
     training (`portrait`: how people write, what about, or both; see `client.figures.PublicTables`), after which the
     first `centred` persona rounds go by centroids and the others by `persona_choice`; `words` public words of `encoder`
-    are counted per persona at the end, for its description. `measure` asks every device once how well the adapters
-    serve it. `retriever_rounds` train the retriever's core on embeddings of `encoder`, by `retriever_objective`.
+    are counted per persona at the end, for its description. `declared` are personas by name, "nurse: cares for people;
+    teacher: gives lessons", which people count themselves to. `measure` asks every device once how well the adapters
+    serve it; with `choose_round` also after each training round, and the best is released. `retriever_rounds` train the
+    retriever's core on embeddings of `encoder`, by `retriever_objective`.
     """
 
     objective: str = "next-token"
@@ -183,6 +187,8 @@ class QueriesConfig:
     measure: bool = False
     retriever_rounds: int = 0
     retriever_objective: str = "retriever-distillation"
+    declared: str = ""
+    choose_round: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,8 +226,9 @@ class RunConfig:
             if value is not None and value < least:
                 raise ConfigError(f"{key} must be at least {least}, not {value}")
         for key, most in POSITIVE.items():
-            if not 0 < self.value(key) <= most:
-                raise ConfigError(f"{key} must be in (0, {most:g}], not {self.value(key)}")
+            value = self.value(key)
+            if value is not None and not 0 < value <= most:
+                raise ConfigError(f"{key} must be in (0, {most:g}], not {value}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         _choice("server.kind", self.server.kind, ("adam", "avg"))
@@ -248,7 +255,8 @@ class RunConfig:
     def participations(self) -> int:
         """Return how often one device may answer: a device may be drawn for every query of the campaign."""
         asked = self.queries
-        return self.rounds + asked.clustering + asked.retriever_rounds + bool(asked.words) + asked.measure
+        measurements = asked.measure + self.rounds * asked.choose_round
+        return self.rounds + asked.clustering + asked.retriever_rounds + bool(asked.words) + measurements
 
     def noise_multiplier(self) -> Fraction:
         """Return z, given or derived from the cap: the least z, in thousandths, whose rounds fit under it.
@@ -284,6 +292,11 @@ class RunConfig:
         """Return the campaign's id: equal for equal configurations, whatever the machine or number of workers."""
         parts = {k: "" if v is None else str(v) for k, v in self.flat().items() if k not in ("workers", "engine")}
         return "sim-" + sha256_hex(canonical_json(parts))[:16]
+
+
+def declared_of(text: str) -> tuple[str, ...]:
+    """Return the declared personas in a setting, "name: description" each, in the order of their slots."""
+    return tuple(part.strip() for part in text.split(";") if part.strip())
 
 
 def load_config(path: Path | None, settings: Sequence[str]) -> RunConfig:

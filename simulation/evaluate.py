@@ -68,14 +68,19 @@ def score_personas(
 
 
 def score_mixtures(
-    pool: Hosts, users: Sequence[str], core: Vector, personas: Sequence[Vector], into: Evaluation
+    pool: Hosts,
+    users: Sequence[str],
+    core: Vector,
+    personas: Sequence[Vector],
+    into: Evaluation,
+    centroids: Vector | None = None,
 ) -> dict[str, Vector]:
     """Score the arm `mixture`: each person under the composition that their device finds; return all shares [K].
 
     The shares exist in simulation alone: in a campaign they never leave the device.
     """
     found: dict[str, Vector] = {}
-    pool.run([(user, ("compose", (user, core, list(personas)))) for user in users], found.__setitem__)
+    pool.run([(user, ("compose", (user, core, list(personas), centroids))) for user in users], found.__setitem__)
     offsets = np.array(personas)
     calls = [(user, ("score", (user, {"mixture": core + found[user] @ offsets}))) for user in users]
     pool.run(calls, into.add)

@@ -217,7 +217,7 @@ def _evaluate(
 ) -> tuple[evaluate.Evaluation, dict[str, int]]:
     """Score all arms; return the scores and, with personas, who chose which."""
     evaluation, scored = evaluate.Evaluation(), setting.scored
-    core = campaign.state.core
+    core, offsets = campaign.released
     arms = {"base": np.zeros_like(core), "global": core}
     if shadow_core is not None:
         arms["global_noiseless"] = shadow_core
@@ -227,8 +227,8 @@ def _evaluate(
         if setting.config.personas:
             state = campaign.state
             centroids = state.centroids if campaign.plan.persona_choice == NEAREST else None
-            personas = evaluate.score_personas(pool, scored, core, list(state.personas), evaluation, centroids)
-            evaluate.score_mixtures(pool, scored, core, list(state.personas), evaluation)
+            personas = evaluate.score_personas(pool, scored, core, list(offsets), evaluation, centroids)
+            evaluate.score_mixtures(pool, scored, core, list(offsets), evaluation, centroids)
         if setting.config.queries.retriever_rounds:
             rank, state = campaign.plan.retriever_rank, campaign.state
             some = drawn(scored, RANKED_PEOPLE, [setting.config.seed, 6])

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
-from client.compose import Composition, fitted
+from client.compose import GLOBAL_ALONE, Composition, by_portrait, fitted
 from client.contribution import contribution
 from client.deliveries import Deliveries
 from client.documents import Document, Person, latest, shortened
@@ -42,6 +42,7 @@ from privacy.query import Query
 from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
+from simulation.config import declared_of
 from simulation.host import HostSettings
 from simulation.public_tables import tables_of
 from simulation.record_level import record_noise, shared_charge
@@ -115,6 +116,8 @@ class HostWork:
         self.learner = ObservedLearner(
             updates, self.model, training, local.max_document_tokens, every_round=twice, tables=tables_of(config)
         )
+        slots = {text.partition(":")[0].strip(): k for k, text in enumerate(declared_of(config.queries.declared))}
+        self.learner.named = {p.user: slots[p.persona] for p in settings.people if p.persona in slots}
         root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)
         policy = open_policy(settings.policy_file, root_key)
         directory = open_directory(settings.directory_file, root_key) if settings.directory_file else None
@@ -246,8 +249,11 @@ class HostWork:
             losses.append(sum(float(n.double().sum()) for n in self.model.document_nats(documents)))
         return int(np.argmin(losses))
 
-    def compose(self, user: str, core: Vector, personas: Sequence[Vector]) -> Vector:
-        """Return the share of each persona that the person's device finds on its history, float64 [K], see `fitted`."""
+    def compose(self, user: str, core: Vector, personas: Sequence[Vector], centroids: Vector | None = None) -> Vector:
+        """Return the share of each persona that the person's device finds on its history, float64 [K], see `fitted`.
+
+        With `centroids` [K, p] it also tries where somebody of whom only a portrait is known would start.
+        """
         newest = latest(self.people[user].history, 2 * self.config.local.own_tokens)
         documents = [self.model.prefix(e) for e in self._encoded(newest)]
         self.model.activate(GLOBAL)
@@ -260,7 +266,11 @@ class HostWork:
 
         if len(documents) < 2:
             return np.zeros(len(personas))
-        found = fitted(names, partial(nats, documents[::2]), partial(nats, documents[1::2]))
+        start = GLOBAL_ALONE
+        if centroids is not None and self.learner.tables is not None:
+            portrait = self.learner.tables.portrait([document.own_text for document in newest])
+            start = by_portrait(portrait, dict(zip(names, centroids, strict=True)))
+        found = fitted(names, partial(nats, documents[::2]), partial(nats, documents[1::2]), start)
         return np.array([found.personas.get(name, 0.0) for name in names])
 
     def rank(self, user: str, core: Vector, directions: Vector) -> list[Ranked]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.compose import GLOBAL_ALONE, Composition, by_counts, by_portrait, fitted, soup
+from client.compose import GLOBAL_ALONE, Composition, by_counts, by_portrait, fitted, prompt_of, soup
 from privacy.errors import ConfigError
 
 ADAPTERS = {
@@ -86,6 +86,14 @@ def test_what_serves_both_halves_of_the_text_is_found(wanted: Composition) -> No
     with_own = Composition(wanted.personas, 1.0)
     assert fitted(NAMES, nats, distance_to(with_own), own=True).own == 1.0
     assert fitted(NAMES, nats, nats, own=True).own == 0.0
+
+
+def test_a_prompt_says_what_the_release_says_of_the_persona() -> None:
+    told = {"persona-0": "bread, river", "persona-1": ""}
+    assert "bread, river" in prompt_of(Composition({"persona-0": 0.6, "persona-1": 0.4}), told)
+    for composition in (GLOBAL_ALONE, Composition({"persona-0": 0.4}), Composition({"persona-1": 1.0})):
+        assert prompt_of(composition, told) == ""
+    assert prompt_of(Composition({"persona-9": 1.0}), told) == ""
 
 
 def test_what_only_one_half_of_the_text_likes_is_not_kept() -> None:

@@ -65,6 +65,8 @@ OTHER = {
     "queries.words": 12,
     "queries.measure": True,
     "queries.retriever_rounds": 1,
+    "queries.declared": "nurse: cares; teacher: gives lessons",
+    "queries.choose_round": True,
     "queries.retriever_objective": "retriever-contrast",
     "own.people": 4,
     "own.tokens": 99,
