@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,11 +13,12 @@ from rich.console import Console
 
 from client.vault import Vault, home_folder
 from client.vault_key import PASSPHRASE, PASSPHRASE_VARIABLE, Opener, opener_from, opens_by
-from privacy.errors import VaultError
+from privacy.errors import ConfigError, VaultError
 
 device = typer.Typer(
     help="Your own model over your own text, which stays on this device.", no_args_is_help=True, add_completion=False
 )
+FLASH = "Flash storage may keep old blocks of what was overwritten; they are encrypted under the vault's key."
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -57,3 +60,107 @@ def _typed(prompt: str) -> str:
     if not text:
         raise VaultError("an empty passphrase protects nothing")
     return str(text)
+
+
+@device.command()
+def add(
+    place: Annotated[Path, typer.Argument(help="A folder of notes, a git repository, .mbox, .eml, .csv, .jsonl.")],
+    me: Annotated[list[str] | None, typer.Option("--me", help="An address, name or user of yours there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import text; again, to take in what is new."""
+    from client.importers import add as add_place
+
+    console = Console(stderr=True)
+    with open_vault() as vault, console.status(f"reading {place.name}", spinner="dots") as status:
+        counts = add_place(vault, place, me or (), lambda done: status.update(f"reading {place.name}: {done}"))
+    lines = [
+        f"source {counts.source}, {counts.kind}: {counts.new} new, {counts.changed} changed, {counts.same} as before"
+        + (f", {counts.ratings} ratings" if counts.ratings else "")
+        + (f"; {counts.others} hold other people's words alone" if counts.others else "")
+    ]
+    lines += [f"skipped {count}: {reason}" for reason, count in counts.skipped.most_common()]
+    lines += [f"  {line}" for line in counts.shown[:5]]
+    say(counts.to_json(), "\n".join(lines), as_json)
+
+
+@device.command()
+def status(as_json: AsJson = False) -> None:
+    """What the vault holds, source by source, and what it is used for."""
+    with open_vault() as vault:
+        facts = vault_facts(vault)
+    lines = [f"{facts['documents']} documents, {facts['ratings']} ratings, {facts['own_words']} words of yours"]
+    lines += [
+        f"source {s['source']}: {s['kind']} {s['place']}: {s['documents']} documents,"
+        f" for {', '.join(s['for']) or 'nothing'}"
+        for s in facts["sources"]
+    ]
+    say(facts, "\n".join(lines), as_json)
+
+
+@device.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
+    most_tokens: Annotated[int, typer.Option(help="The longest reply.", min=1, max=2048)] = 128,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the model that knows your text. Nothing leaves this device."""
+    from client.assistant import open_assistant
+
+    with open_vault() as vault, Console(stderr=True).status("thinking", spinner="dots"):
+        assistant = open_assistant(vault, model)
+        told = assistant.ask(question, most_tokens)
+    shown = [f"  [{n}] document {p.document}, {p.title}" for n, p in enumerate(told.shown, 1)]
+    say(told.to_json(), "\n".join([told.text, "", told.used, *shown]), as_json)
+
+
+@device.command()
+def forget(
+    document: Annotated[list[int] | None, typer.Option(help="A document, by its number.")] = None,
+    source: Annotated[list[int] | None, typer.Option(help="A source with all its documents.")] = None,
+    before: Annotated[datetime | None, typer.Option(help="Everything written before a day.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Destroy the vault's key and file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Forget text, and all that was made of it."""
+    from client.forget import Wanted
+    from client.forget import forget as forget_in
+
+    day = before.replace(tzinfo=UTC).timestamp() if before else None
+    wanted = Wanted(tuple(document or ()), tuple(source or ()), day)
+    if everything == (wanted != Wanted()):
+        raise ConfigError("say what: --document N, --source N, --before DAY, or --all alone")
+    with open_vault() as vault:
+        if everything:
+            vault.destroy()
+            say({"destroyed": True}, f"The key is destroyed and the vault deleted. {FLASH}", as_json)
+            return
+        made = forget_in(vault, wanted)
+    text = (
+        f"Forgotten: {len(made.documents)} documents with {made.vectors} embeddings,"
+        f" {made.profile_lines} profile lines, {made.pseudonyms} pseudonyms, {made.chats} chats,"
+        f" {made.ratings} ratings, {made.adapters} own adapters."
+        f"\n{made.releases}\n{FLASH}"
+    )
+    say(made.to_json(), text, as_json)
+
+
+def vault_facts(vault: Vault) -> dict[str, Any]:
+    """Return what a vault holds, in numbers, source by source."""
+    rows = vault.select(
+        "SELECT s.id, s.kind, s.place, (SELECT count(*) FROM document d WHERE d.source = s.id),"
+        " (SELECT group_concat(purpose) FROM consent c WHERE c.source = s.id AND c.granted) FROM source s ORDER BY s.id"
+    )
+    sources = [
+        {"source": n, "kind": kind, "place": place, "documents": count, "for": granted.split(",") if granted else []}
+        for n, kind, place, count, granted in rows
+    ]
+    return {
+        "home": str(vault.folder),
+        "documents": vault.one("SELECT count(*) FROM document"),
+        "own_words": vault.one("SELECT coalesce(sum(own_words), 0) FROM document"),
+        "ratings": vault.one("SELECT count(*) FROM interaction"),
+        "adapters": vault.one("SELECT count(*) FROM adapter"),
+        "sources": sources,
+    }

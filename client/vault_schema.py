@@ -4,7 +4,7 @@
     document     one text, whose words are whose, and which slice it is in
     item, interaction                          things, and what the person thought of them, when
     attribute, preference, chat                who the person is, what they preferred, what was said with the model
-    posting, vector, profile                   indexes and summaries: derived, dropped with their documents
+    vector, profile                            embeddings and summaries: derived, dropped with their documents
     pseudonym    which placeholder stands for which name
     adapter      own adapters and the release each was trained on
     forgotten    certificates                  journal      what changed what leaves, chained
@@ -48,14 +48,12 @@ CREATE TABLE preference (
 CREATE TABLE chat (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, question TEXT NOT NULL, reply TEXT NOT NULL
 );
-CREATE TABLE posting (
-    term TEXT NOT NULL, document INTEGER NOT NULL REFERENCES document ON DELETE CASCADE, times INTEGER NOT NULL,
-    PRIMARY KEY (term, document)
+CREATE TABLE chat_document (
+    chat INTEGER NOT NULL REFERENCES chat ON DELETE CASCADE, document INTEGER NOT NULL, PRIMARY KEY (chat, document)
 ) WITHOUT ROWID;
-CREATE INDEX posting_document ON posting (document);
 CREATE TABLE vector (
-    document INTEGER NOT NULL REFERENCES document ON DELETE CASCADE, encoder TEXT NOT NULL, value BLOB NOT NULL,
-    PRIMARY KEY (document, encoder)
+    document INTEGER NOT NULL REFERENCES document ON DELETE CASCADE, passage INTEGER NOT NULL, encoder TEXT NOT NULL,
+    value BLOB NOT NULL, PRIMARY KEY (document, passage, encoder)
 ) WITHOUT ROWID;
 CREATE TABLE profile (
     document INTEGER NOT NULL REFERENCES document ON DELETE CASCADE, line TEXT NOT NULL, PRIMARY KEY (document, line)
@@ -64,6 +62,11 @@ CREATE TABLE pseudonym (
     entity TEXT NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL, original TEXT NOT NULL,
     PRIMARY KEY (entity, name)
 ) WITHOUT ROWID;
+CREATE TABLE pseudonym_document (
+    entity TEXT NOT NULL, name TEXT NOT NULL, document INTEGER NOT NULL REFERENCES document ON DELETE CASCADE,
+    PRIMARY KEY (entity, name, document)
+) WITHOUT ROWID;
+CREATE INDEX pseudonym_by_document ON pseudonym_document (document);
 CREATE TABLE adapter (
     id INTEGER PRIMARY KEY, kind TEXT NOT NULL, release TEXT NOT NULL, made REAL NOT NULL, active INTEGER NOT NULL,
     facts TEXT NOT NULL, tensors BLOB NOT NULL
