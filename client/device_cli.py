@@ -66,6 +66,7 @@ def _typed(prompt: str) -> str:
 def add(
     place: Annotated[Path, typer.Argument(help="A folder of notes, a git repository, .mbox, .eml, .csv, .jsonl.")],
     me: Annotated[list[str] | None, typer.Option("--me", help="An address, name or user of yours there.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Take back what you had forgotten one by one.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Import text; again, to take in what is new."""
@@ -73,7 +74,11 @@ def add(
 
     console = Console(stderr=True)
     with open_vault() as vault, console.status(f"reading {place.name}", spinner="dots") as status:
-        counts = add_place(vault, place, me or (), lambda done: status.update(f"reading {place.name}: {done}"))
+
+        def read(done: int) -> None:
+            status.update(f"reading {place.name}: {done}")
+
+        counts = add_place(vault, place, me or (), read, again)
     lines = [
         f"source {counts.source}, {counts.kind}: {counts.new} new, {counts.changed} changed, {counts.same} as before"
         + (f", {counts.ratings} ratings" if counts.ratings else "")

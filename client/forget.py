@@ -9,7 +9,9 @@ taken back; the certificate says within which bound, by this device's own ledger
 
 from __future__ import annotations
 
+import hmac
 import json
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -81,6 +83,13 @@ def forget(vault: Vault, wanted: Wanted, releases: str = "") -> Certificate:
     return made
 
 
+def mark(rows: Any, source: int, key: str) -> bytes:
+    """Return the mark by which a forgotten document is known again: keyed, so that outside the vault it says nothing."""
+    rows.execute("INSERT OR IGNORE INTO setting VALUES ('tombstone', ?)", (secrets.token_hex(32),))
+    secret = rows.execute("SELECT value FROM setting WHERE name = 'tombstone'").fetchone()[0]
+    return hmac.digest(bytes.fromhex(secret), f"{source}\x00{key}".encode(), "sha256")
+
+
 def _matching(rows: Any, wanted: Wanted) -> list[int]:
     found = set(_existing(rows, "document", wanted.documents))
     for source in wanted.sources:
@@ -111,6 +120,9 @@ def _deleted(rows: Any, numbers: Sequence[int], sources: Sequence[int]) -> dict[
     counts["chats"] = chats.rowcount
     learned = "SELECT adapter FROM adapter_document WHERE document IN gone"
     counts["adapters"] = rows.execute(f"DELETE FROM adapter WHERE id IN ({learned})").rowcount  # noqa: S608
+    for source, key in rows.execute("SELECT source, key FROM document WHERE id IN gone").fetchall():
+        if source not in sources:  # a whole source that is added again is wanted again
+            rows.execute("INSERT OR IGNORE INTO tombstone VALUES (?)", (mark(rows, source, key),))
     rows.execute("DELETE FROM document WHERE id IN gone")
     orphans = "SELECT 1 FROM pseudonym_document d WHERE d.entity = pseudonym.entity AND d.name = pseudonym.name"
     counts["pseudonyms"] = rows.execute(f"DELETE FROM pseudonym WHERE NOT EXISTS ({orphans})").rowcount  # noqa: S608

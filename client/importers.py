@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from client.forget import mark
 from client.import_git import own_address, read_commits
 from client.import_mail import read_mails, senders
 from client.import_ratings import read_ratings
@@ -66,25 +67,34 @@ def kind_of(place: Path) -> str:
     for kind, ends in ((MAILS, (".mbox", ".eml")), (RATINGS, (".csv",)), (RECORDS, (".jsonl",)), (NOTES, SUFFIXES)):
         if suffix in ends:
             return kind
-    if place.open("rb").read(5) == b"From ":
-        return MAILS
+    with place.open("rb") as file:
+        if file.read(5) == b"From ":
+            return MAILS
     raise DataError(
         f"{place.name}: {media_type(place)} is not read, only text, mail, git, ratings and people's records"
     )
 
 
 def add(
-    vault: Vault, place: Path, owner: Collection[str] = (), report: Callable[[int], None] = lambda _done: None
+    vault: Vault,
+    place: Path,
+    owner: Collection[str] = (),
+    report: Callable[[int], None] = lambda _done: None,
+    again: bool = False,
 ) -> Counts:
     """Import a place and return the counts; `report` hears how many events were read.
 
     `owner` holds what names the owner there: addresses, a user. Raises DataError where that cannot be told, or nothing
-    there is text. The vault then holds what was imported before, and no half of a text.
+    there is text. `again` takes back what was forgotten one by one. The vault then holds what was imported before, and no half of a text.
     """
     place = place.resolve()
     kind = kind_of(place)
     owner = owners(vault, place, kind, owner)
     counts = Counts(kind, _source(vault, kind, place, owner))
+    if again:
+        with vault.change() as rows:
+            rows.execute("DELETE FROM setting WHERE name = 'tombstone'")  # old marks then match nothing
+            rows.execute("DELETE FROM tombstone")
     done, events = 0, _events(place, kind, owner)
     while batch := list(islice(events, BATCH)):
         with vault.change() as rows:
@@ -165,6 +175,9 @@ def _keep_text(rows: Any, text: Text, counts: Counts) -> None:
     old = rows.execute("SELECT id, sha256 FROM document WHERE source = ? AND key = ?", (source, text.key)).fetchone()
     if old and old[1] == digest:
         counts.same += 1
+        return
+    if rows.execute("SELECT 1 FROM tombstone WHERE mark = ?", (mark(rows, source, text.key),)).fetchone():
+        _skip(Skipped("a document", "you had it forgotten; `--again` takes it back"), counts)
         return
     twin = rows.execute("SELECT id FROM document WHERE sha256 = ? AND type = ?", (digest, text.type)).fetchone()
     if twin and (text.type == MAIL or not old):

@@ -7,6 +7,7 @@
     vector, profile                            embeddings and summaries: derived, dropped with their documents
     pseudonym    which placeholder stands for which name
     adapter      own adapters and the release each was trained on
+    tombstone    marks of what must not come back with the next import of its source
     forgotten    certificates                  journal      what changed what leaves, chained
 
 Everything derived from a document points at it with ON DELETE CASCADE: what is forgotten takes its index along.
@@ -78,6 +79,7 @@ CREATE TABLE adapter_document (
 CREATE TABLE journal (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, line TEXT NOT NULL, head BLOB NOT NULL
 );
+CREATE TABLE tombstone (mark BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE forgotten (id INTEGER PRIMARY KEY, time REAL NOT NULL, certificate TEXT NOT NULL);
 """
 
