@@ -84,7 +84,7 @@ def forget(vault: Vault, wanted: Wanted, releases: str = "") -> Certificate:
 
 
 def mark(rows: Any, source: int, key: str) -> bytes:
-    """Return the mark by which a forgotten document is known again: keyed, so that outside the vault it says nothing."""
+    """Return the mark by which a forgotten document is known again: keyed, so outside the vault it says nothing."""
     rows.execute("INSERT OR IGNORE INTO setting VALUES ('tombstone', ?)", (secrets.token_hex(32),))
     secret = rows.execute("SELECT value FROM setting WHERE name = 'tombstone'").fetchone()[0]
     return hmac.digest(bytes.fromhex(secret), f"{source}\x00{key}".encode(), "sha256")

@@ -85,7 +85,8 @@ def add(
     """Import a place and return the counts; `report` hears how many events were read.
 
     `owner` holds what names the owner there: addresses, a user. Raises DataError where that cannot be told, or nothing
-    there is text. `again` takes back what was forgotten one by one. The vault then holds what was imported before, and no half of a text.
+    there is text. `again` takes back what was forgotten one by one. The vault then holds what was imported before, and
+    no half of a text.
     """
     place = place.resolve()
     kind = kind_of(place)

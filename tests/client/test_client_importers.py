@@ -43,7 +43,7 @@ def own(vault: Vault) -> str:
 
 def notes(folder: Path) -> Path:
     (folder / "deep").mkdir(parents=True)
-    (folder / "one.md").write_text("# Boats\n\nI keep a boat.")
+    (folder / "one.txt").write_text("# Boats\n\nI keep a boat.")
     (folder / "deep" / "two.txt").write_bytes("Café, im Süden.".encode("cp1252"))
     (folder / "three.txt").write_bytes("Häuser".encode("utf-16"))
     (folder / "photo.jpg").write_bytes(b"\xff\xd8")
@@ -73,7 +73,7 @@ def test_imported_again_only_what_is_new_is_taken(vault: Vault, tmp_path: Path) 
     add(vault, folder)
     again = add(vault, folder)
     assert (again.new, again.changed, again.same) == (0, 0, 3)
-    (folder / "one.md").write_text("# Boats\n\nI sold the boat.")
+    (folder / "one.txt").write_text("# Boats\n\nI sold the boat.")
     (folder / "four.txt").write_text("Four.")
     third = add(vault, folder)
     assert (third.new, third.changed, third.same) == (1, 1, 2)
@@ -112,7 +112,7 @@ def test_a_file_of_another_type_is_refused_by_its_type(vault: Vault, tmp_path: P
 def test_what_was_forgotten_does_not_come_back_by_itself(vault: Vault, tmp_path: Path) -> None:
     folder = notes(tmp_path / "notes")
     add(vault, folder)
-    number = vault.one("SELECT id FROM document WHERE key = 'one.md'")
+    number = vault.one("SELECT id FROM document WHERE key = 'one.txt'")
     forget(vault, Wanted(documents=(number,)))
     counts = add(vault, folder)
     assert counts.new == 0 and not any("boat" in text for text in texts(vault))
