@@ -87,7 +87,8 @@ def mark(rows: Any, source: int, key: str) -> bytes:
     """Return the mark by which a forgotten document is known again: keyed, so outside the vault it says nothing."""
     rows.execute("INSERT OR IGNORE INTO setting VALUES ('tombstone', ?)", (secrets.token_hex(32),))
     secret = rows.execute("SELECT value FROM setting WHERE name = 'tombstone'").fetchone()[0]
-    return hmac.digest(bytes.fromhex(secret), f"{source}\x00{key}".encode(), "sha256")
+    place = rows.execute("SELECT kind || char(10) || place FROM source WHERE id = ?", (source,)).fetchone()[0]
+    return hmac.digest(bytes.fromhex(secret), f"{place}\n{key}".encode(), "sha256")
 
 
 def _matching(rows: Any, wanted: Wanted) -> list[int]:
