@@ -71,15 +71,22 @@ class Shelf:
 
     def ranked(
         self, query: str, vector: NDArray[np.float32] | None, methods: Collection[str]
-    ) -> list[tuple[int, float]]:
-        """Return rows with their fused scores, best first; equals go to the newer."""
+    ) -> tuple[float, list[tuple[int, float]]]:
+        """Return the best likeness to the query here, and rows with fused scores, best first; equals go to the newer.
+
+        Likeness is the cosine of embeddings where there are any, else that of TF-IDF vectors.
+        """
         lists: list[tuple[float, list[int]]] = []
+        if not self.passages:
+            return 0.0, []
+        likeness = self.likeness(vector) if vector is not None else self.lexicon.tfidf(query)
         if BM25 in methods:
             lists.append((WEIGHTS[BM25], self._best(self.lexicon.bm25(query))))
         if TFIDF in methods:
-            lists.append((WEIGHTS[TFIDF], self._best(self.lexicon.tfidf(query))))
+            tfidf = self.lexicon.tfidf(query) if vector is not None else likeness
+            lists.append((WEIGHTS[TFIDF], self._best(tfidf)))
         if DENSE in methods and vector is not None:
-            lists.append((WEIGHTS[DENSE], self._best(self.likeness(vector))))
+            lists.append((WEIGHTS[DENSE], self._best(likeness)))
         candidates = {row for _, rows in lists for row in rows}
         if RECENCY in methods and candidates:
             lists.append((WEIGHTS[RECENCY], sorted(candidates, key=self._age, reverse=True)))
@@ -87,7 +94,8 @@ class Shelf:
         for weight, rows in lists:
             for rank, row in enumerate(rows, 1):
                 fused[row] += weight / (RRF_K + rank)
-        return sorted(fused.items(), key=lambda pair: (pair[1], self._age(pair[0])), reverse=True)
+        in_order = sorted(fused.items(), key=lambda pair: (pair[1], self._age(pair[0])), reverse=True)
+        return max(0.0, float(likeness.max())), in_order
 
     def likeness(self, vector: NDArray[np.float32]) -> Scores:
         """Return the cosine of every row's embedding with `vector`, float64 [rows]; 0 for a row without one."""
@@ -167,11 +175,11 @@ class PersonalIndex:
             vector = self._encoder.encode([query])[0]
         found: list[Hit] = []
         shelves = [shelf for kind, shelf in self._shelves.items() if types is None or kind in types]
-        likeness = [self._best_likeness(shelf, query, vector) for shelf in shelves]
-        for shelf, best in zip(shelves, likeness, strict=True):
-            weight = best / max(likeness) if max(likeness) > 0 else 1.0
-            ranked = shelf.ranked(query, vector, methods)[:k]
-            found += [Hit(p, weight * score) for row, score in ranked if (p := shelf.passages[row]) is not None]
+        ranked = [shelf.ranked(query, vector, methods) for shelf in shelves]
+        most = max((best for best, _ in ranked), default=0.0)
+        for shelf, (best, rows) in zip(shelves, ranked, strict=True):
+            weight = best / most if most > 0 else 1.0
+            found += [Hit(p, weight * score) for row, score in rows[:k] if (p := shelf.passages[row]) is not None]
         return sorted(found, key=lambda hit: -hit.score)[:k]
 
     def query(self, text: str, build: str) -> str:
@@ -194,13 +202,6 @@ class PersonalIndex:
 
     def _frequency(self, word: str) -> int:
         return sum(shelf.lexicon.document_frequency(word) for shelf in self._shelves.values())
-
-    def _best_likeness(self, shelf: Shelf, query: str, vector: NDArray[np.float32] | None) -> float:
-        if not shelf.passages:
-            return 0.0
-        if vector is not None:
-            return max(0.0, float(shelf.likeness(vector).max()))
-        return float(shelf.lexicon.tfidf(query).max())
 
     def _put(self, new: Sequence[Passage]) -> None:
         vectors = self._embeddings(new)
