@@ -126,7 +126,7 @@ class PersonalIndex:
     def __init__(
         self, vault: Vault, encoder: Encoder | None = None, *, purpose: str = "own", held_back: bool = True
     ) -> None:
-        self._vault, self._encoder, self._purpose, self._held_back = vault, encoder, purpose, held_back
+        self._vault, self._encoder, self._purpose, self.held_back = vault, encoder, purpose, held_back
         self._shelves: dict[str, Shelf] = {}
         self._known: set[int] = set()
         self._last = 0
@@ -142,7 +142,7 @@ class PersonalIndex:
         if gone := self._known - here:
             for shelf in self._shelves.values():
                 shelf.drop(gone)
-        part = None if self._held_back else False
+        part = None if self.held_back else False
         new = [p for kept in documents(self._vault, self._purpose, self._last, part) for p in passages(kept)]
         # A source that was switched off and on again brings old numbers back.
         back = {number for number in here - self._known if number <= self._last}
