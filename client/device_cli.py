@@ -104,6 +104,34 @@ def status(as_json: AsJson = False) -> None:
 
 
 @device.command()
+def train(
+    kind: Annotated[str, typer.Option(help="lora, ia3 or prompt: the kind of your own adapter.")] = "lora",
+    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
+    record_epsilon: Annotated[
+        float | None, typer.Option(help="Train with document-level differential privacy of this epsilon.", min=0.01)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="The longest training.", min=1)] = 180.0,
+    hours: Annotated[tuple[int, int], typer.Option(help="The hours of the day in which it may begin.")] = (0, 24),
+    as_json: AsJson = False,
+) -> None:
+    """Train your own adapter, measure it on text of yours held back, and choose what serves you best."""
+    from client.assistant import open_assistant
+    from client.personal import Limits
+    from client.personal import train as train_in
+
+    with open_vault() as vault, Console(stderr=True).status("training", spinner="dots") as status:
+        assistant = open_assistant(vault, model)
+        limits = Limits(seconds=seconds, first_hour=hours[0], last_hour=hours[1])
+        made = train_in(vault, assistant.model, kind, record_epsilon, limits)
+        choice = assistant.personalize(lambda arm: status.update(f"measuring {arm}"))
+    facts = {"adapter": made.number, "kind": made.kind, "documents": made.documents, "tokens": made.tokens}
+    facts |= {"seconds": made.seconds, "record_epsilon": made.privacy.epsilon if made.privacy else None}
+    bits = [f"  {name}: {value:.3f} bits a token" for name, value in choice.bits.items()]
+    text = f"Adapter {made.number}: {made.documents} texts, {made.tokens} tokens of yours, {made.seconds:.0f} s."
+    say(facts | {"choice": choice.to_json()}, "\n".join([text, choice.words, *bits]), as_json)
+
+
+@device.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",

@@ -136,6 +136,11 @@ class PersonalIndex:
     def __len__(self) -> int:
         return sum(shelf.lexicon.live for shelf in self._shelves.values())
 
+    @property
+    def passages(self) -> list[Passage]:
+        """Return every passage, type by type."""
+        return [p for shelf in self._shelves.values() for p in shelf.passages if p is not None]
+
     def refresh(self) -> None:
         """Take in what is new in the vault and drop what is gone; embeddings that the vault lacks are made and kept."""
         here = {int(row[0]) for row in self._vault.select(_ALLOWED, (self._purpose,))}

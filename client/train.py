@@ -276,8 +276,9 @@ def train_own(
 ) -> tuple[dict[str, Tensor], RecordPrivacy | None]:
     """Train a fresh adapter `own` over the active global core and return its tensors and its record-level guarantee.
 
-    It is of the kind that the model carries (`LanguageModel.add_own`). Without `record_epsilon` the guarantee is None: the adapter may know any document by heart and must stay on the
-    device. With it the RDP accountant of Opacus bounds what the adapter tells about any one document (add or remove
+    It is of the kind that the model carries (`LanguageModel.add_own`). Without `record_epsilon` the guarantee is None:
+    the adapter may know any document by heart and must stay on the device. With it the RDP accountant of Opacus bounds
+    what the adapter tells about any one document (add or remove
     one); the noise is float Gaussian, so the bound is that of the real-number mechanism. `generator` draws the initial
     values, the batches and the noise, so it must be secret wherever the guarantee is relied on. `charge` is called with
     the mechanism's figures before the first noise is drawn.
