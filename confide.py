@@ -83,6 +83,12 @@ COMMANDS = {
 
 # Commands of a group that live in a module of their own.
 MOUNTED = {
+    "audit": {
+        "mechanism": Entry("simulation.mechanism.cli", "mechanism", "Audit the code as it is, with invented people."),
+        "bugs": Entry("simulation.mechanism.cli", "bugs", "Plant each known bug; does the audit see it."),
+        "attacks": Entry("simulation.attacks.cli", "attacks", "Attack a small federation, protection off and on."),
+        "report": Entry("simulation.officer.cli", "report", "The privacy officer’s report on a RUN: HTML, PDF, JSON."),
+    },
     "model": {"basis": Entry("client.basis_cli", "basis", "Make the frozen basis of a federation's shared adapters.")},
 }
 

@@ -26,9 +26,10 @@ from privacy.errors import PolicyRefused
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
-from privacy.objective import NEAREST, NEEDS_PUBLIC_TABLES
+from privacy.objective import NEAREST, NEEDS_PUBLIC_TABLES, RECORD_LEVEL
 from privacy.policy import Policy
 from privacy.query import Query
+from privacy.record import RecordCharge
 from privacy.sampling import takes_part
 from privacy.secagg.device import SumDevice
 from privacy.secagg.journal import MASKED, REVEALED, FileJournal, Journal
@@ -42,7 +43,11 @@ Part = Callable[[bytes], bytes]  # a device's part in one sum: the frame of a st
 
 
 class Device:
-    """A device of one federation. `home` holds the answers it gave; `ledger` stays open while the device lives."""
+    """A device of one federation. `home` holds the answers it gave; `ledger` stays open while the device lives.
+
+    `record`: an organisation's device, whose learner adds record-level noise. The charge covers all training that the
+    policy grants; it is noted before the first, and what it does not cover (figures, personas) is refused.
+    """
 
     def __init__(
         self,
@@ -56,9 +61,10 @@ class Device:
         directory: Directory | None = None,
         journal: Journal | None = None,
         verify: Verify = verify_signature,
+        record: RecordCharge | None = None,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
-        self.learner = learner
+        self.learner, self.record = learner, record
         self.directory, self._journal = directory, journal or FileJournal(home)
         self._key, self._noise_key, self._verify = signing_key, noise_key, verify
         self.books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
@@ -187,6 +193,8 @@ class Device:
             self.policy.check(query, *self.ledger.spent(event))
         if query.sampling is not None and not takes_part(self._noise_key, query, self.device_id):
             raise PolicyRefused(RefusalCode.NOT_SAMPLED)
+        if self.record is not None and (query.objective not in RECORD_LEVEL or query.slots > 1):
+            raise PolicyRefused(RefusalCode.OBJECTIVE)
         learner = self.learner
         tables = learner.public_sha256 if learner is not None else None
         needs = query.objective in NEEDS_PUBLIC_TABLES or (query.choice == NEAREST and query.slots > 1)
@@ -200,8 +208,17 @@ class Device:
     def _local_update(self, query: Query, event: bytes, rows: Rows | None) -> NDArray[np.float64]:
         """Return the vector to be clipped and noised."""
         assert self.learner is not None and rows is not None  # `_permit` came before
+        if self.record is not None:
+            self._note_record(self.record)
         seed = int(KeyStream(self._noise_key, batches_event(event)).candidates(0, 1)[0, 0]) >> 1
         return contribution(self.learner, self.device_id, query, rows, seed)
+
+    def _note_record(self, charge: RecordCharge) -> None:
+        """Write the record-level line into the ledger, once: it stands there before the noise that it counts."""
+        with self.books:
+            body = charge.body()
+            if not any(e.kind == "RECORD_DP" and dict(e.body) == body for e in self.ledger.entries()):
+                self.ledger.append("RECORD_DP", body)
 
 
 class _Committing:
@@ -238,6 +255,7 @@ def open_devices(
     new_journal: Callable[[Path], Journal] = FileJournal,
     verify: Verify = verify_signature,
     granted: tuple[bytes, Ed25519PublicKey] | None = None,
+    record: RecordCharge | None = None,
 ) -> dict[str, Device]:
     """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`.
 
@@ -254,5 +272,7 @@ def open_devices(
         home = answers / user
         home.mkdir(parents=True, exist_ok=True)
         noise_key, journal = noise_key_of(user), new_journal(home)
-        devices[user] = Device(user, home, policy, ledger, keys[user], noise_key, learner, directory, journal, verify)
+        devices[user] = Device(
+            user, home, policy, ledger, keys[user], noise_key, learner, directory, journal, verify, record
+        )
     return devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +10,15 @@ from numpy.typing import NDArray
 
 from privacy.adapter import AdapterLayout, Cores
 from privacy.answer import slotted_update
-from privacy.objective import DECLARED, LEAST_LOSS, METRICS_OBJECTIVE, NEAREST, TRAINS_A_CORE, rows_of
+from privacy.objective import (
+    DECLARED,
+    LEAST_LOSS,
+    METRICS_OBJECTIVE,
+    NEAREST,
+    TRAINS_A_CORE,
+    TRAINS_A_RETRIEVER,
+    rows_of,
+)
 from privacy.query import Query
 
 Rows = NDArray[np.float32]
@@ -76,6 +85,9 @@ def fits(learner: Learner, query: Query, rows: Rows) -> bool:
     width, numbers = rows.shape[1], learner.layout.dim
     if len(rows) != rows_of(query.objective, query.slots):
         return False
+    if query.objective in TRAINS_A_RETRIEVER:
+        rank = math.isqrt(query.slot_dim)
+        return bool(rank * rank == query.slot_dim < width and (width - query.slot_dim) % rank == 0)
     if query.objective not in TRAINS_A_CORE:
         return True
     return bool(width > numbers if query.choice == NEAREST and query.slots > 1 else width == numbers)

@@ -86,10 +86,14 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """One author and everything of theirs that the device holds. `user` is a pseudonym, never a name."""
+    """One author and everything of theirs that the device holds. `user` is a pseudonym, never a name.
+
+    `persona` is the declared persona that they count themselves to, "" for none: it stays on the device.
+    """
 
     user: str
     documents: tuple[Document, ...]
+    persona: str = ""
 
     @property
     def history(self) -> tuple[Document, ...]:

@@ -20,9 +20,11 @@ from client.model import GLOBAL, Cached, LanguageModel, batches_by_length, padde
 from client.style import FIGURES, style_of
 from privacy.adapter import Cores
 from privacy.canonical import canonical_json, sha256_hex
+from privacy.errors import ModelError
 from privacy.objective import GAIN_EDGES, LOSS_UNIT, METRICS
 
 Vector = NDArray[np.float64]
+PUBLIC_WORDS = 2000  # of the encoder's own vocabulary: their principal directions are a retriever's
 MAX_EMBEDDED = 32  # the newest documents of a person that go into the mean embedding
 MEANING, STYLE, BOTH = "meaning", "style", "both"
 PORTRAITS = (BOTH, MEANING, STYLE)
@@ -48,6 +50,17 @@ class PublicTables:
         return sha256_hex(
             canonical_json({"encoder": self.encoder.sha256, "shows": self.shows, "style": figures, "words": listed})
         )
+
+    def directions(self, rank: int) -> Vector:
+        """Return the first `rank` principal directions of the embeddings of public words, float64 [rank, dim].
+
+        Where a retriever may turn a query: nobody's text went into them. Raises ModelError where there are too few.
+        """
+        rows = self.encoder.encode(self.encoder.common_words(PUBLIC_WORDS)).astype(np.float64)
+        found: Vector = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][:rank]
+        if len(found) < rank:
+            raise ModelError(f"the encoder has no {rank} directions")
+        return np.ascontiguousarray(found * np.where(found.sum(axis=1, keepdims=True) < 0, -1.0, 1.0))
 
     @property
     def portrait_dim(self) -> int:

@@ -13,6 +13,8 @@ from client.documents import Document
 from client.figures import PublicTables, metrics, served_by
 from client.model import GLOBAL, Cached, Encoded, LanguageModel
 from client.preference import preference_update
+from client.retriever_core import RetrieverCore
+from client.teaching import Shelf, examples
 from client.train import CoreTraining, core_update
 from privacy.adapter import AdapterLayout, Cores
 from privacy.errors import ModelError
@@ -23,6 +25,7 @@ from privacy.objective import (
     PREFERENCE,
     REPLY_ONLY,
     TRAINS_A_CORE,
+    TRAINS_A_RETRIEVER,
     WORDS,
 )
 from privacy.query import Query
@@ -46,6 +49,7 @@ class TextLearner:
         self.named: dict[str, int] = {}  # the persona that a person's owner declared
         self.votes: dict[str, tuple[int, int]] = {}  # blind comparisons made, and won by the shared adapters
         self._portraits: dict[str, NDArray[np.float64]] = {}
+        self._shelves: dict[str, Shelf] = {}
         self.documents: dict[str, tuple[Document, ...]] = {}
         self._encoded: dict[str, list[Encoded]] = {}
         self._replies: dict[str, list[Encoded]] = {}
@@ -67,7 +71,7 @@ class TextLearner:
 
     def forget(self, user: str) -> None:
         """Drop everything kept of a person."""
-        for kept in (self.documents, self._encoded, self._replies, self._portraits):
+        for kept in (self.documents, self._encoded, self._replies, self._portraits, self._shelves):
             kept.pop(user, None)
         self._cached = {key: value for key, value in self._cached.items() if key[0] != user}
 
@@ -143,7 +147,17 @@ class TextLearner:
             served = served_by(self.model, self.round_documents(user, query), shared, personas, slot)
             compared, preferred = self.votes.get(user, (0, 0))
             return query.figure / METRICS_NORM * metrics(replace(served, compared=compared, preferred=preferred))
+        if query.objective in TRAINS_A_RETRIEVER:
+            core = RetrieverCore.from_row(rows[0].astype(np.float64), self._tables().encoder.dim)
+            taught = examples(self.model, self._tables().encoder, self.shelf(user), core, query, seed)
+            return query.figure * core.update(taught)
         raise ModelError(f"{query.objective} gives no figures")
+
+    def shelf(self, user: str) -> Shelf:
+        """Return the person's documents as a retriever sees them; kept until `forget`."""
+        if user not in self._shelves:
+            self._shelves[user] = Shelf.of(self.documents[user], self._tables().encoder)
+        return self._shelves[user]
 
     @property
     def public_sha256(self) -> str | None:

@@ -11,6 +11,7 @@ name that is not here does not exist: no query can carry it and no policy can gr
     word-counts            words of the public vocabulary       cores [d]
     evaluation-metrics     `METRICS`, in order                  row 0: global cores [d]; one row more for each persona
     retriever-distillation numbers of the retriever's core      core | frozen directions
+    retriever-contrast     numbers of the retriever's core      core | frozen directions
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ CENTROIDS: Final = "centroid-sums"
 WORDS: Final = "word-counts"
 METRICS_OBJECTIVE: Final = "evaluation-metrics"
 RETRIEVER: Final = "retriever-distillation"
+RETRIEVER_CONTRAST: Final = "retriever-contrast"
 
 # Which purposes an objective may serve.
 OBJECTIVES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -42,11 +44,15 @@ OBJECTIVES: Final[Mapping[str, tuple[str, ...]]] = {
     PREFERENCE: ("train.global", "train.persona"),
     REPLY_ONLY: ("train.global", "train.persona"),
     RETRIEVER: ("train.retriever",),
+    RETRIEVER_CONTRAST: ("train.retriever",),
     WORDS: ("describe.persona",),
 }
 TRAINS_A_CORE: Final = (NEXT_TOKEN, REPLY_ONLY, PREFERENCE)
 # What these compute depends on an encoder or a word list that everybody must have the same (`Policy.public_sha256`).
-NEEDS_PUBLIC_TABLES: Final = (CENTROIDS, WORDS, RETRIEVER)
+# What a learner under record-level noise covers: training of one core on single documents.
+RECORD_LEVEL: Final = (NEXT_TOKEN, REPLY_ONLY)
+TRAINS_A_RETRIEVER: Final = (RETRIEVER, RETRIEVER_CONTRAST)
+NEEDS_PUBLIC_TABLES: Final = (CENTROIDS, WORDS, *TRAINS_A_RETRIEVER)
 
 # How a device chooses the slot that it answers in: by its loss under each row's cores, by the distance of its mean
 # embedding to each row's centroid, by what its owner declared (nothing declared: it answers zeros, in no slot).

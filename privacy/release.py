@@ -2,6 +2,7 @@
 
     release.json   canonical JSON: facts, layout, the SHA-256 and size of every other file      release.sig   hex
     basis.safetensors        <name>/core.safetensors   <name>/adapter_config.json   <name>/adapter_model.safetensors
+    tables.safetensors       where the campaign learned more than adapters, see `privacy.learned`
 
 The names of all files follow from the adapters' names, so that nothing in a release says where to read or write. The
 PEFT folder beside each core is recomputed from basis and core on reading: what stock tools load is what was signed for.
@@ -38,8 +39,11 @@ from privacy.adapter import (
 )
 from privacy.canonical import Json, canonical_json, is_digest, is_name, parse_canonical, sha256_hex
 from privacy.errors import ConfideError, ReleaseInvalid
+from privacy.learned import NOTHING, Learned
 
-FORMAT: Final = "confide-release/1"
+FORMAT: Final = "confide-release/2"
+FIRST_FORMAT: Final = "confide-release/1"  # adapters alone; still read
+TABLES_FILE: Final = "tables.safetensors"
 STAMP: Final = "NOT PRIVATE"
 NO_PARENT: Final = "0" * 64
 MAX_DOCUMENT_BYTES: Final = 4 * 2**20
@@ -86,6 +90,7 @@ class Release:
     basis: Basis
     adapters: Mapping[str, Cores]
     document: bytes
+    learned: Learned = NOTHING
 
     @cached_property
     def sha256(self) -> str:
@@ -106,7 +111,11 @@ def privacy_claim(statement: Mapping[str, object]) -> dict[str, Json]:
 
 
 def release_files(
-    basis: Basis, adapters: Mapping[str, Cores], facts: ReleaseFacts, signing_key: Ed25519PrivateKey
+    basis: Basis,
+    adapters: Mapping[str, Cores],
+    facts: ReleaseFacts,
+    signing_key: Ed25519PrivateKey,
+    learned: Learned = NOTHING,
 ) -> dict[str, bytes]:
     """Return every file of a release by its path; raises ReleaseInvalid, ModelError or EncodingError."""
     if not 1 <= len(adapters) <= MAX_ADAPTERS or not all(ADAPTER_NAME.fullmatch(name) for name in adapters):
@@ -115,6 +124,9 @@ def release_files(
     for name, cores in sorted(adapters.items()):
         parts = {**peft_files(basis, cores, facts.base_model), "core.safetensors": cores_to_bytes(cores)}
         files |= {f"{name}/{part}": parts[part] for part in PARTS}
+    _check_described(learned, adapters)
+    if learned.tables:
+        files[TABLES_FILE] = learned.to_bytes()
     document = canonical_json(
         {
             **asdict(facts),
@@ -123,6 +135,7 @@ def release_files(
             "files": {path: {"sha256": sha256_hex(data), "size": len(data)} for path, data in files.items()},
             "format": FORMAT,
             "layout": _layout_rows(basis.layout),
+            "learned": learned.document(),
             "signer": signing_key.public_key().public_bytes_raw().hex(),
             "stamp": None if facts.private else STAMP,
         }
@@ -150,11 +163,13 @@ def verify_release(folder: Path, public_key: Ed25519PublicKey) -> Release:
         if basis.sha256 != value["basis_sha256"] or _layout_rows(basis.layout) != value["layout"]:
             raise ReleaseInvalid("release: its basis is not the one it names")
         adapters = {name: _adapter(name, files, basis, facts.base_model) for name in value["adapters"]}
+        learned = Learned.of(value["learned"], files.get(TABLES_FILE)) if "learned" in value else NOTHING
+        _check_described(learned, adapters)
     except ReleaseInvalid:
         raise
     except (ConfideError, TypeError, KeyError, ValueError) as error:
         raise ReleaseInvalid(f"release: {error}") from error
-    return Release(facts, basis, adapters, document)
+    return Release(facts, basis, adapters, document, learned)
 
 
 def signer_of(folder: Path) -> str:
@@ -168,10 +183,13 @@ def _document(data: bytes) -> dict[str, Any]:
     except ConfideError as error:
         raise ReleaseInvalid("release.json is not canonical JSON") from error
     names = {"adapters", "basis_sha256", "files", "format", "layout", "signer", "stamp"}
-    if not isinstance(value, dict) or set(value) != names | set(ReleaseFacts.__dataclass_fields__):
+    more = {"learned"} if isinstance(value, dict) and value.get("format") == FORMAT else set()
+    if not isinstance(value, dict) or set(value) != names | more | set(ReleaseFacts.__dataclass_fields__):
         raise ReleaseInvalid("release.json has not exactly the fields of its version")
-    if value["format"] != FORMAT or not is_digest(value["signer"]):
+    if value["format"] not in (FORMAT, FIRST_FORMAT) or not is_digest(value["signer"]):
         raise ReleaseInvalid(f"release.json is not of format {FORMAT}")
+    if more and not isinstance(value["learned"], dict):
+        raise ReleaseInvalid("release.json: what was learned is no object")
     if value["stamp"] != (None if value["private"] is True else STAMP):
         raise ReleaseInvalid("release: it is not private and does not say so")
     adapters = value["adapters"] if isinstance(value["adapters"], list) else []
@@ -184,6 +202,8 @@ def _document(data: bytes) -> dict[str, Any]:
 def _files(folder: Path, value: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the bytes of all files but release.json and its signature, each of its declared size and hash."""
     expected = {"basis.safetensors", *(f"{name}/{part}" for name in value["adapters"] for part in PARTS)}
+    if value.get("learned", {}).get("tables"):
+        expected.add(TABLES_FILE)
     declared = value["files"]
     if not isinstance(declared, dict) or set(declared) != expected:
         raise ReleaseInvalid("release.json does not list exactly the files of its adapters")
@@ -192,6 +212,11 @@ def _files(folder: Path, value: Mapping[str, Any]) -> dict[str, bytes]:
         odd = min(found ^ (expected | {"release.json", "release.sig"}))
         raise ReleaseInvalid(f"release: {odd[:80]!r} is missing or does not belong there")
     return {path: _declared(folder / path, path, declared[path]) for path in sorted(expected)}
+
+
+def _check_described(learned: Learned, adapters: Mapping[str, Cores]) -> None:
+    if not set(learned.personas) <= set(adapters):
+        raise ReleaseInvalid("release: it describes a persona that it does not hold")
 
 
 def _declared(path: Path, name: str, declared: object) -> bytes:

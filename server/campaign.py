@@ -30,8 +30,9 @@ from privacy.query import Cohort, Query
 from privacy.wire import Answer
 from server.personas import collapsed, published
 from server.plan import CampaignPlan as CampaignPlan
+from server.public import Public
 from server.state import RoundSum as RoundSum
-from server.state import State, Tables, advanced, first_state
+from server.state import State, advanced, first_state
 
 MAX_ATTEMPTS = 3
 ReleaseHash = Callable[[NDArray[np.float64]], str]
@@ -50,6 +51,8 @@ class Asked:
 class Campaign:
     """Drives one plan over a folder and a ledger; `device_ids` is the directory, `release_hash` hashes a round's start.
 
+    What the plan rests on besides lies beside `folder`, see `server.public`.
+
     With `keys`, an answer counts only if its device signed it; without (a comparison in one process) none is checked.
 
     Raises LedgerError where the folder holds another campaign's sums.
@@ -63,7 +66,6 @@ class Campaign:
         device_ids: Sequence[str],
         release_hash: ReleaseHash,
         keys: Mapping[str, Ed25519PublicKey] | None = None,
-        tables: Tables | None = None,
     ) -> None:
         self.plan, self.folder, self.ledger = plan, folder, ledger
         self.directory, self.keys = sorted(device_ids), dict(keys or {})
@@ -71,7 +73,8 @@ class Campaign:
         if plan.cohort > len(self.directory):
             raise ConfigError(f"a cohort of {plan.cohort} cannot be drawn from {len(self.directory)} devices")
         folder.mkdir(parents=True, exist_ok=True)
-        self.state = first_state(plan, tables)
+        self.public = Public.load(folder.parent)
+        self.state = first_state(plan, self.public)
         self.sums: list[RoundSum] = []
         for result in self._flushed():
             self._take(result)
@@ -80,6 +83,12 @@ class Campaign:
     def finished(self) -> bool:
         """Return whether every round has its sum."""
         return len(self.sums) == len(self.plan.steps)
+
+    @property
+    def released(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the global core [d] and the personas' offsets [K, d] that are released: the last, or the best."""
+        best = self.state.best
+        return (best.core, best.personas) if best is not None else (self.state.core, self.state.personas)
 
     def published_personas(self) -> list[int]:
         """Return the personas whose noisy count is at least four of its deviations and at least the plan's floor."""
@@ -235,9 +244,9 @@ class Campaign:
         return _round_sum(query, total, heads)
 
 
-def replayed(plan: CampaignPlan, folder: Path, tables: Tables | None = None) -> State:
+def replayed(plan: CampaignPlan, folder: Path) -> State:
     """Return what follows from the sums in `folder`; reads only, for whoever looks on."""
-    state = first_state(plan, tables)
+    state = first_state(plan, Public.load(folder.parent))
     for number in range(len(plan.steps)):
         found = sorted(folder.glob(f"round-{number:05d}-*.sum"))
         if not found:

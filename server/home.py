@@ -66,6 +66,7 @@ class ServerHome:
             facts = json.loads((folder / "checkpoints" / PLAN).read_bytes())
             plan = facts["plan"]
             plan |= {name: Fraction(plan[name]) for name in ("clip_norm", "noise_multiplier")}
+            plan["declared"] = tuple(plan["declared"])
             plan["noise"] = {purpose: Fraction(noise) for purpose, noise in plan["noise"].items()}
             plan |= {
                 "limits": Limits(**plan["limits"]),

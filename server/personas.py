@@ -118,7 +118,9 @@ def telling_words(
         inside, outside = max(float(members[k]), 1.0), max(float(members[others].sum()), 1.0)
         rate, elsewhere = counts[k] / inside, counts[others].sum(axis=0) / outside
         noise = deviation * math.sqrt(1 / inside**2 + len(others) / outside**2)
-        sampling = np.sqrt(np.maximum(rate, 0) / inside + np.maximum(elsewhere, 0) / outside)
+        # Somebody who uses w words adds w^-1/2 to each, w^1/2 in all: the mean of that says how large one mark is.
+        mark, mark_elsewhere = (1 / max(1.0, float(each.sum())) for each in (rate, elsewhere))
+        sampling = np.sqrt(np.maximum(rate, 0) * mark / inside + np.maximum(elsewhere, 0) * mark_elsewhere / outside)
         score = (rate - elsewhere) / np.maximum(np.hypot(noise, sampling), 1e-12)
         order = np.argsort(-score)[:most]
         found.append([words[i] for i in order if score[i] >= WORD_DEVIATIONS])

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from privacy.errors import ConfigError
+from privacy.learned import NO_TABLES
 from privacy.objective import (
     CENTROIDS,
     DECLARED,
@@ -19,6 +20,7 @@ from privacy.objective import (
     PURPOSES,
     RETRIEVER,
     TRAINS_A_CORE,
+    TRAINS_A_RETRIEVER,
     WORDS,
 )
 from privacy.query import NO_DIRECTORY, Limits
@@ -46,8 +48,12 @@ class CampaignPlan:
     personas every other one trains these), `retriever_rounds`, one count of the public words (`words`, 0 for none) and,
     with `measure`, one evaluation. After `clustering` the first `centred` persona rounds go by centroids, the others by
     `persona_choice`. The global core takes `optimizer`, whose rate falls linearly to `last_share` of itself over the
-    rounds that train it; personas take `persona_optimizer`. `noise` holds the noise multiplier of a purpose where it is
-    not `noise_multiplier`; the budget is the exact sum over all steps, whatever they ask.
+    rounds that train it; personas take `persona_optimizer`; where the public arrays hold a curvature, both take means
+    flattened with `curvature_damping`; the retriever's core goes `retriever_rate` times the mean
+    of unit directions. `noise` holds the noise multiplier of a purpose where it is not `noise_multiplier`; the budget
+    is the exact sum over all steps, whatever they ask. `declared` are the names of personas that people count
+    themselves to, each with a description behind a colon. With `choose_round` an evaluation follows each training
+    round, and what is released is that of the round whose noisy mean loss is least: chosen by private figures alone.
     """
 
     federation: str
@@ -78,9 +84,14 @@ class CampaignPlan:
     measure: bool = False
     retriever_rounds: int = 0
     retriever_rank: int = 16
-    retriever_rate: float = 1.0
+    retriever_rate: float = 12.0
+    retriever_objective: str = RETRIEVER
+    public_sha256: str = NO_TABLES
+    declared: tuple[str, ...] = ()
+    choose_round: bool = False
     noise: Mapping[str, Fraction] = field(default_factory=dict)
     last_share: float = 1.0
+    curvature_damping: float = 10.0
     persona_optimizer: FedAvg = field(default_factory=FedAvg)
 
     def __post_init__(self) -> None:
@@ -93,12 +104,23 @@ class CampaignPlan:
             raise ConfigError("clustering, words and a choice of persona need personas")
         if self.persona_choice == NEAREST and not self.clustering:
             raise ConfigError("personas by centroids need rounds of clustering first")
+        if self.declared and (self.persona_choice != DECLARED or len(set(self.names)) != self.personas):
+            raise ConfigError("declared personas need a name each, and the choice that goes by their owner's word")
         if self.persona_choice == DECLARED and self.clustering:
             raise ConfigError("personas are declared by their owners or found by clustering, not both")
+        if self.retriever_objective not in TRAINS_A_RETRIEVER:
+            raise ConfigError(f"no retriever is trained by {self.retriever_objective}")
         if self.objective not in TRAINS_A_CORE or not set(self.noise) <= set(PURPOSES):
             raise ConfigError("the plan's objective trains no adapter, or it names noise for no purpose")
+        if not self.curvature_damping > 0:
+            raise ConfigError("the damping of the curvature must be above 0")
         if not 0 < self.last_share <= 1:
             raise ConfigError(f"the last share of the server's rate must be in (0, 1], not {self.last_share}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the declared personas, in the order of their slots."""
+        return tuple(text.partition(":")[0].strip() for text in self.declared)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -111,13 +133,18 @@ class CampaignPlan:
                 found.append(self._step("train.persona", self.objective, k, self.slot_dim, choice))
             else:
                 found.append(self._step("train.global", self.objective, 1, self.slot_dim))
-        retriever = self._step("train.retriever", RETRIEVER, 1, self.retriever_rank**2)
+            if self.choose_round:
+                found.append(self._measurement())
+        retriever = self._step("train.retriever", self.retriever_objective, 1, self.retriever_rank**2)
         found += [retriever] * self.retriever_rounds
         if self.words:
             found.append(self._step("describe.persona", WORDS, k, self.words, self.persona_choice))
         if self.measure:
-            found.append(self._step("measure.adapters", METRICS_OBJECTIVE, max(1, k), len(METRICS)))
+            found.append(self._measurement())
         return tuple(found)
+
+    def _measurement(self) -> Step:
+        return self._step("measure.adapters", METRICS_OBJECTIVE, max(1, self.personas), len(METRICS))
 
     def share_left(self, round_number: int) -> float:
         """Return the share of the optimizer's rate in round `round_number`, counting only rounds of its purpose."""

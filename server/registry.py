@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from privacy.adapter import Basis, Cores
 from privacy.errors import ReleaseInvalid
 from privacy.files import fsync_folder, new_folder, write_flushed
+from privacy.learned import NOTHING, Learned
 from privacy.release import Release, ReleaseFacts, release_files, verify_release
 
 __all__ = ["latest_release", "verify_release", "write_release"]
@@ -21,13 +22,14 @@ def write_release(
     adapters: Mapping[str, Cores],
     facts: ReleaseFacts,
     signing_key: Ed25519PrivateKey,
+    learned: Learned = NOTHING,
 ) -> Release:
     """Write a signed release as `folder`, in place of an older one, and return it as read back and verified.
 
     Whoever reads finds all files of one release. The same input gives the same bytes, so that a release interrupted by
     a crash is simply written again. Raises ReleaseInvalid, ModelError or EncodingError, and then `folder` is as it was.
     """
-    files = release_files(basis, adapters, facts, signing_key)
+    files = release_files(basis, adapters, facts, signing_key, learned)
     with new_folder(folder) as beside:
         for name in sorted(adapters):
             (beside / name).mkdir()

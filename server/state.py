@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.objective import METRICS, METRICS_NORM, NEAREST
+from privacy.objective import LOSS_UNIT, METRICS, METRICS_NORM, NEAREST
 from privacy.query import Query
+from server.curvature import DIRECTIONS, STEEPNESS, Curvature
 from server.personas import Event, count_deviation, shrunk, tended
 from server.plan import CampaignPlan, Step
+from server.public import Public
 
 Vector = NDArray[np.float64]
-# Public numbers that a plan rests on and that are too many for it: `centroids` [K, e], `directions` [rank, e].
-Tables = Mapping[str, Vector]
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,16 @@ class RoundSum:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The adapters whose noisy mean loss, in nats per token, was least so far, and the query that measured them."""
+
+    loss: float
+    core: Vector
+    personas: Vector
+    round: int
+
+
+@dataclass(frozen=True)
 class State:
     """The adapters and all else that the sums gave.
 
@@ -35,7 +44,8 @@ class State:
     the noisy number of members of each persona in its last round, `count_deviation` the deviation of its noise;
     `centroids` [K, e]; `words` [K, V] noisy counts of people, over `word_counts` [K] noisy members; `figures` [K or 1,
     M] the mean of the evaluation's figures, `figure_counts` their noisy members; `retriever` [rank^2]; `events` what
-    became of personas, in order.
+    became of personas, in order; `best` what private figures liked best, where the plan chooses a round. `curvature`,
+    where there is one, shortens steps along steep directions.
     """
 
     core: Vector
@@ -52,7 +62,9 @@ class State:
     figure_counts: Vector = field(default_factory=lambda: np.zeros(0))
     retriever: Vector = field(default_factory=lambda: np.zeros(0))
     directions: Vector = field(default_factory=lambda: np.zeros((0, 0)))
+    curvature: Curvature | None = None
     events: tuple[Event, ...] = ()
+    best: Best | None = None
 
     def rows(self, step: Step) -> Vector:
         """Return what the devices start from, float64 [rows, numbers], as `privacy.objective` lays it out."""
@@ -68,9 +80,9 @@ class State:
         return np.concatenate([each, self.centroids], axis=1) if step.choice == NEAREST else each
 
 
-def first_state(plan: CampaignPlan, tables: Tables | None = None) -> State:
+def first_state(plan: CampaignPlan, public: Public | None = None) -> State:
     """Return the state before round 0: a zero global core, personas and centroids apart so that a choice exists."""
-    tables = tables or {}
+    arrays = public.arrays if public is not None else {}
     rng = np.random.default_rng([plan.seed, 1])
     zero = np.zeros(plan.slot_dim)
     personas = plan.persona_start * _directions(rng, plan.personas, plan.slot_dim)
@@ -83,9 +95,10 @@ def first_state(plan: CampaignPlan, tables: Tables | None = None) -> State:
         personas,
         np.zeros_like(personas),
         np.zeros(plan.personas),
-        centroids=tables.get("centroids", centroids) if plan.clustering else np.zeros((0, 0)),
+        centroids=arrays.get("centroids", centroids) if plan.clustering else np.zeros((0, 0)),
         retriever=np.zeros(plan.retriever_rank**2 if plan.retriever_rounds else 0),
-        directions=tables.get("directions", frozen) if plan.retriever_rounds else np.zeros((0, 0)),
+        directions=arrays.get("directions", frozen) if plan.retriever_rounds else np.zeros((0, 0)),
+        curvature=Curvature(arrays[DIRECTIONS], arrays[STEEPNESS]) if DIRECTIONS in arrays else None,
     )
 
 
@@ -95,10 +108,10 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
     slots, weights = query.split(result.mean)
     if query.purpose == "train.global":
         share_left = plan.share_left(query.round)
-        core, velocity = plan.optimizer.step(state.core, state.velocity, slots[0], share_left)
+        core, velocity = plan.optimizer.step(state.core, state.velocity, _flat(plan, state, slots[0]), share_left)
         return replace(state, core=core, velocity=velocity)
     if query.purpose == "train.retriever":
-        return replace(state, retriever=state.retriever + plan.retriever_rate * slots[0])
+        return replace(state, retriever=state.retriever + plan.retriever_rate * slots[0] / query.figure)
     share = weights / float(query.weight) if weights is not None else np.ones(1)
     if query.purpose == "train.persona":
         return _personas_moved(plan, state, result, slots, share)
@@ -109,13 +122,30 @@ def advanced(plan: CampaignPlan, state: State, result: RoundSum) -> State:
         words = slots * result.survivors / query.figure
         return replace(state, words=words, word_counts=members, word_deviation=deviation * _figure_noise(query))
     figures = slots * METRICS_NORM / query.figure / _counted(query, share, result.survivors)[:, None]
-    return replace(state, figures=figures, figure_counts=members)
+    measured = replace(state, figures=figures, figure_counts=members)
+    return _better(measured, query.round) if plan.choose_round else measured
+
+
+def _better(state: State, number: int) -> State:
+    """Return the state with the present adapters as its best, if their loss over all members is less."""
+    members = np.maximum(state.figure_counts, 0.0)
+    if not members.any():
+        return state
+    column = METRICS.index("loss_chosen")
+    loss = LOSS_UNIT * float(members @ state.figures[:, column] / members.sum())
+    if state.best is not None and state.best.loss <= loss:
+        return state
+    return replace(state, best=Best(loss, state.core, state.personas, number))
+
+
+def _flat(plan: CampaignPlan, state: State, mean: Vector) -> Vector:
+    return state.curvature.flattened(mean, plan.curvature_damping) if state.curvature else mean
 
 
 def _personas_moved(plan: CampaignPlan, state: State, result: RoundSum, slots: Vector, share: Vector) -> State:
     query = result.query
     scale = 1.0 / _safe(query, share)
-    means = slots * scale[:, None]
+    means = np.array([_flat(plan, state, slot) for slot in slots * scale[:, None]])
     personas, velocity = plan.persona_optimizer.step(state.personas, state.persona_velocity, means)
     counts, deviation = share * result.survivors, count_deviation(query, result.survivors)
     rng = np.random.default_rng([plan.seed, 10, query.round])

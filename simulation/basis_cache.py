@@ -6,14 +6,22 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
 from client.base_model import cache_folder
 from privacy.adapter import Basis
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfideError
+from privacy.files import write_atomic
 from simulation.config import AdapterConfig
 from simulation.progress import Progress
 
 RECIPE = "whitened/1"
+CURVATURE_RECIPE = "fisher/1"
+Arrays = dict[str, NDArray[np.float64]]
 
 
 def cached_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: Progress) -> Basis:
@@ -22,7 +30,7 @@ def cached_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: 
     The same model, settings, seed and recipe give the same file on one machine type; what a federation uses is the
     file, by its hash, never the recipe.
     """
-    parts = {key: str(value) for key, value in dataclasses.asdict(adapter).items()}
+    parts = _parts(adapter, "curvature", "curvature_damping")
     key = sha256_hex(canonical_json({"model": model_sha256(model_path), "seed": seed, "recipe": RECIPE, **parts}))
     path = cache_folder() / "bases" / f"{key[:32]}.safetensors"
     if path.exists():
@@ -33,6 +41,45 @@ def cached_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: 
     basis = make_basis(model_path, adapter, seed, progress)
     basis.save(path)
     return basis
+
+
+def cached_curvature(model_path: Path, basis: Basis, adapter: AdapterConfig, seed: int, progress: Progress) -> Arrays:
+    """Return the arrays of the curvature of cores over `basis` (`server.curvature`), from the cache or made now.
+
+    Empty where `adapter.curvature` is 0. A server alone needs them.
+    """
+    if not adapter.curvature:
+        return {}
+    parts = _parts(adapter, "curvature_damping")
+    key = sha256_hex(canonical_json({"basis": basis.sha256, "seed": seed, "recipe": CURVATURE_RECIPE, **parts}))
+    path = cache_folder() / "bases" / f"{key[:32]}.curvature.safetensors"
+    if path.exists():
+        try:
+            return {name: array.astype(np.float64) for name, array in load_file(path).items()}
+        except (OSError, ValueError, SafetensorError):
+            progress.note("the cached curvature is damaged; making it again")
+    kept = {
+        name: array.astype(np.float32)
+        for name, array in make_curvature(model_path, basis, adapter, seed, progress).items()
+    }
+    write_atomic(path, save(kept))
+    return {name: array.astype(np.float64) for name, array in kept.items()}
+
+
+def make_curvature(model_path: Path, basis: Basis, adapter: AdapterConfig, seed: int, progress: Progress) -> Arrays:
+    """Return the curvature of cores over `basis`, from the base model's own samples."""
+    from client.basis import own_samples
+    from client.curvature import steep_directions
+    from client.model import LanguageModel
+    from server.curvature import Curvature
+
+    model = LanguageModel.load(model_path, top_layers=adapter.layers)
+    with progress.task("curvature: samples of the base model itself", adapter.sample_tokens - 1) as step:
+        texts = own_samples(model, adapter.samples, adapter.sample_tokens, seed + 1, progress=lambda *_: step())
+    model.attach(basis)
+    with progress.task("curvature: where the loss is steep", len(texts)) as step:
+        found = steep_directions(model, texts, adapter.curvature, progress=lambda *_: step())
+    return Curvature(*found).arrays()
 
 
 def make_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: Progress) -> Basis:
@@ -48,6 +95,10 @@ def make_basis(model_path: Path, adapter: AdapterConfig, seed: int, progress: Pr
         texts = own_samples(model, adapter.samples, adapter.sample_tokens, seed, progress=lambda _done, _all: step())
     with progress.task("basis: where gradients and activations lie", 1):
         return whitened_basis(model, texts, settings)
+
+
+def _parts(adapter: AdapterConfig, *without: str) -> dict[str, str]:
+    return {key: str(value) for key, value in dataclasses.asdict(adapter).items() if key not in without}
 
 
 def model_sha256(model_path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from privacy.accounting import rho_for_epsilon
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError
-from privacy.objective import CHOICES, TRAINS_A_CORE
+from privacy.objective import CHOICES, TRAINS_A_CORE, TRAINS_A_RETRIEVER
 
 KINDS = ("core", "svd")
 TRANSPORTS = ("masked", "ideal", "off")
@@ -25,11 +25,13 @@ LEAST = {
     "rounds": 1,
     "cohort": 1,
     "personas": 0,
+    "organisations": 0,
     "workers": 1,
     "adapter.rank": 1,
     "adapter.layers": 1,
     "adapter.samples": 1,
     "adapter.sample_tokens": 2,
+    "adapter.curvature": 0,
     "local.own_tokens": 1,
     "local.steps": 1,
     "local.max_document_tokens": 2,
@@ -49,9 +51,13 @@ LEAST = {
 }
 POSITIVE = {  # the largest value that makes sense
     "adapter.damping": 1e6,
+    "adapter.curvature_damping": 1e6,
     "privacy.delta": 0.5,
     "local.step": 1e3,
+    "privacy.record_noise": 1e3,
+    "privacy.record_delta": 0.5,
     "local.sampling_rate": 1.0,
+    "server.learning_rate": 1e3,
     "server.last_share": 1.0,
     "server.persona_rate": 1e3,
     "local.document_clip": 1e6,
@@ -64,7 +70,11 @@ POSITIVE = {  # the largest value that makes sense
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """`kind` core (whitened basis from the base model's own samples) or svd (LoRA-XS); `layers` from the top."""
+    """`kind` core (whitened basis from the base model's own samples) or svd (LoRA-XS); `layers` from the top.
+
+    `curvature` is the number of steep directions along which the server's steps are shortened (`server.curvature`), 0
+    for none; `curvature_damping` is the curvature, over its mean, at which they are halved.
+    """
 
     kind: str = "core"
     rank: int = 8
@@ -72,6 +82,8 @@ class AdapterConfig:
     damping: float = 0.01
     samples: int = 64
     sample_tokens: int = 112
+    curvature: int = 0
+    curvature_damping: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,24 @@ class PrivacyConfig:
     """Give `noise_multiplier` (the mechanism) or `epsilon` (the cap that devices enforce, from which it follows).
 
     Both are allowed where they agree: the mechanism must fit under the cap. `delta` is the one of the cap.
+
+    `unit` "record": a client is an organisation that holds many people's records. It trains under Opacus with
+    `record_noise`, and the epsilon at `record_delta` that follows is the guarantee; what `noise_multiplier` adds to the
+    sum is still accounted for, and claims little for an organisation as a whole.
     """
 
     noise_multiplier: float | None = None
     epsilon: float | None = None
     delta: float = 1e-6
     transport: str = "masked"
+    unit: str = "user"
+    record_noise: float = 1.0
+    record_delta: float = 1e-5
+
+    @property
+    def by_record(self) -> bool:
+        """Return whether the guarantee is that of single records."""
+        return self.unit == "record"
 
 
 @dataclass(frozen=True)
@@ -105,13 +129,14 @@ class ServerConfig:
     """The step on the mean, see `server.optimizer`: `adam`, or `avg` (with momentum FedAvgM).
 
     `learning_rate` of adam is the length of the first step, of avg what the mean is multiplied with; it falls linearly
-    to `last_share` of itself. Personas always take FedAvg, at `persona_rate`.
+    to `last_share` of itself. Unset, both follow from the rounds (`server.optimizer.schedule`). Personas always take
+    FedAvg, at `persona_rate`.
     """
 
     kind: str = "avg"
-    learning_rate: float = 2.5
+    learning_rate: float | None = None
     momentum: float = 0.0
-    last_share: float = 1.0
+    last_share: float | None = None
     persona_rate: float = 2.5
 
 
@@ -146,8 +171,10 @@ class QueriesConfig:
     `objective` of the training rounds. With `personas`: `clustering` rounds of private k-means on portraits before
     training (`portrait`: how people write, what about, or both; see `client.figures.PublicTables`), after which the
     first `centred` persona rounds go by centroids and the others by `persona_choice`; `words` public words of `encoder`
-    are counted per persona at the end, for its description. `measure` asks every device once how well the adapters
-    serve it. `retriever_rounds` train the retriever's core on embeddings of `encoder`.
+    are counted per persona at the end, for its description. `declared` are personas by name, "nurse: cares for people;
+    teacher: gives lessons", which people count themselves to. `measure` asks every device once how well the adapters
+    serve it; with `choose_round` also after each training round, and the best is released. `retriever_rounds` train the
+    retriever's core on embeddings of `encoder`, by `retriever_objective`.
     """
 
     objective: str = "next-token"
@@ -159,6 +186,9 @@ class QueriesConfig:
     words: int = 0
     measure: bool = False
     retriever_rounds: int = 0
+    retriever_objective: str = "retriever-distillation"
+    declared: str = ""
+    choose_round: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,6 +200,7 @@ class RunConfig:
     model: str = "smollm2-135m"
     rounds: int = 2
     cohort: int | None = None
+    organisations: int = 0
     personas: int = 0
     seed: int = 0
     engine: str = "flower"
@@ -195,13 +226,16 @@ class RunConfig:
             if value is not None and value < least:
                 raise ConfigError(f"{key} must be at least {least}, not {value}")
         for key, most in POSITIVE.items():
-            if not 0 < self.value(key) <= most:
-                raise ConfigError(f"{key} must be in (0, {most:g}], not {self.value(key)}")
+            value = self.value(key)
+            if value is not None and not 0 < value <= most:
+                raise ConfigError(f"{key} must be in (0, {most:g}], not {value}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         _choice("server.kind", self.server.kind, ("adam", "avg"))
+        _choice("privacy.unit", self.privacy.unit, ("record", "user"))
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
+        _choice("queries.retriever_objective", self.queries.retriever_objective, TRAINS_A_RETRIEVER)
         _choice("queries.portrait", self.queries.portrait, ("both", "meaning", "style"))
         _choice("queries.encoder", self.queries.encoder, ("minilm", "hashed"))
         if self.personas == 1:
@@ -221,7 +255,8 @@ class RunConfig:
     def participations(self) -> int:
         """Return how often one device may answer: a device may be drawn for every query of the campaign."""
         asked = self.queries
-        return self.rounds + asked.clustering + asked.retriever_rounds + bool(asked.words) + asked.measure
+        measurements = asked.measure + self.rounds * asked.choose_round
+        return self.rounds + asked.clustering + asked.retriever_rounds + bool(asked.words) + measurements
 
     def noise_multiplier(self) -> Fraction:
         """Return z, given or derived from the cap: the least z, in thousandths, whose rounds fit under it.
@@ -257,6 +292,11 @@ class RunConfig:
         """Return the campaign's id: equal for equal configurations, whatever the machine or number of workers."""
         parts = {k: "" if v is None else str(v) for k, v in self.flat().items() if k not in ("workers", "engine")}
         return "sim-" + sha256_hex(canonical_json(parts))[:16]
+
+
+def declared_of(text: str) -> tuple[str, ...]:
+    """Return the declared personas in a setting, "name: description" each, in the order of their slots."""
+    return tuple(part.strip() for part in text.split(";") if part.strip())
 
 
 def load_config(path: Path | None, settings: Sequence[str]) -> RunConfig:

@@ -22,21 +22,23 @@ from client.figures import PublicTables
 from privacy.adapter import Basis, rows_sha256
 from privacy.answer import noise_of_mean
 from privacy.errors import ConfigError, WireError
+from privacy.learned import NO_TABLES
 from privacy.ledger import Ledger
 from privacy.policy import Policy
 from privacy.query import NO_DIRECTORY, Limits, Query
 from privacy.session import Greeting, Hello
 from privacy.wire import Answer, decode
 from server.campaign import Asked, Campaign, CampaignPlan, replayed
-from server.optimizer import OPTIMIZERS, FedAvg
+from server.optimizer import OPTIMIZERS, FedAvg, schedule
 from server.rounds import Done, Watch
-from simulation.config import RunConfig
+from simulation.config import RunConfig, declared_of
 from simulation.host import Hosts
 from simulation.progress import Progress
 from simulation.report_schema import Round
 
 Vector = NDArray[np.float64]
 MIN_COHORT = 16
+MIN_ORGANISATIONS = 4  # the sum hides one among so many; what protects a record is noise inside its organisation
 
 
 class LocalCourier:
@@ -152,7 +154,7 @@ def policy_of(
         purposes=tuple(sorted({"train.global", "train.persona", *(step.purpose for step in steps)})),
         min_noise_multiplier=config.noise_multiplier(),
         max_clip_norm=Fraction(str(config.local.clip)),
-        min_invited=min(cohort, MIN_COHORT) if config.privacy.transport == "off" else MIN_COHORT,
+        min_invited=min(cohort, least_cohort(config)) if config.privacy.transport == "off" else least_cohort(config),
         min_survivor_fraction=Fraction(2, 3),
         max_participations=config.participations,
         budget_rho=config.budget_rho(),
@@ -165,6 +167,11 @@ def policy_of(
         objectives=tuple(sorted({step.objective for step in steps})),
         public_sha256=tables.sha256 if tables is not None else None,
     )
+
+
+def least_cohort(config: RunConfig) -> int:
+    """Return how many devices a query must invite at least."""
+    return MIN_ORGANISATIONS if config.privacy.by_record else MIN_COHORT
 
 
 def limits_of(config: RunConfig) -> Limits:
@@ -182,7 +189,9 @@ def plan_of(
     tables: PublicTables | None = None,
 ) -> CampaignPlan:
     """Return the campaign's plan from its configuration."""
-    asked = config.queries
+    asked, server = config.queries, config.server
+    training = config.rounds - (config.rounds // 2 if config.personas else 0)  # the others train personas
+    rate, last = schedule(server.kind, training, config.local.clip)
     return CampaignPlan(
         federation=config.federation,
         campaign=config.campaign,
@@ -194,8 +203,9 @@ def plan_of(
         noise_multiplier=config.noise_multiplier(),
         transport=config.privacy.transport,
         limits=limits_of(config),
-        optimizer=OPTIMIZERS[config.server.kind](config.server.learning_rate, config.server.momentum),
-        last_share=config.server.last_share,
+        optimizer=OPTIMIZERS[config.server.kind](server.learning_rate or rate, server.momentum),
+        last_share=server.last_share or last,
+        curvature_damping=config.adapter.curvature_damping,
         persona_optimizer=FedAvg(config.server.persona_rate),
         basis_sha256=basis.sha256,
         policy_sha256=policy_sha256,
@@ -211,6 +221,10 @@ def plan_of(
         words=asked.words,
         measure=asked.measure,
         retriever_rounds=asked.retriever_rounds,
+        retriever_objective=asked.retriever_objective,
+        declared=declared_of(asked.declared),
+        choose_round=asked.choose_round,
+        public_sha256=tables.sha256 if tables is not None else NO_TABLES,
     )
 
 
@@ -245,7 +259,7 @@ def run_without_noise(
             calls = [(user, ("without_noise", (user, asked.query_bytes, asked.slots))) for user in asked.invited]
             pool.run(calls, done)
         campaign.take(asked, answers)
-    return campaign.state.core
+    return campaign.released[0]
 
 
 def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: float) -> Round:

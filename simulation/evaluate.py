@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from simulation.host import Call, Hosts
 from simulation.metrics import Score
 from simulation.progress import Progress
+from simulation.retrieval_score import Ranked
 
 Vector = NDArray[np.float64]
 Scored = dict[str, list[Score]]
@@ -19,9 +20,10 @@ Scored = dict[str, list[Score]]
 
 @dataclass
 class Evaluation:
-    """Scores by arm, and the record-level guarantee of every `own_record_dp` adapter."""
+    """Scores by arm, the record-level guarantee of every `own_record_dp` adapter, questions put to the retriever."""
 
     arms: Scored = field(default_factory=dict)
+    ranked: list[Ranked] = field(default_factory=list)
     record: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, user: str, scores: Mapping[str, Sequence[tuple[str, float, int]]]) -> None:
@@ -63,6 +65,33 @@ def score_personas(
     calls = [(user, ("score", (user, {"persona": candidates[chosen[user]]}))) for user in users]
     pool.run(calls, into.add)
     return chosen
+
+
+def score_mixtures(
+    pool: Hosts,
+    users: Sequence[str],
+    core: Vector,
+    personas: Sequence[Vector],
+    into: Evaluation,
+    centroids: Vector | None = None,
+) -> dict[str, Vector]:
+    """Score the arm `mixture`: each person under the composition that their device finds; return all shares [K].
+
+    The shares exist in simulation alone: in a campaign they never leave the device.
+    """
+    found: dict[str, Vector] = {}
+    pool.run([(user, ("compose", (user, core, list(personas), centroids))) for user in users], found.__setitem__)
+    offsets = np.array(personas)
+    calls = [(user, ("score", (user, {"mixture": core + found[user] @ offsets}))) for user in users]
+    pool.run(calls, into.add)
+    return found
+
+
+def score_retriever(pool: Hosts, users: Sequence[str], core: Vector, directions: Vector, into: Evaluation) -> None:
+    """Rank each person's history for questions of their test text under the core [r, r], and frozen, see `ranked`."""
+    found: dict[str, list[Ranked]] = {}
+    pool.run([(user, ("rank", (user, core, directions))) for user in users], found.__setitem__)
+    into.ranked.extend(each for user in users for each in found[user])
 
 
 def score_own(

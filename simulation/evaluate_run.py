@@ -21,7 +21,7 @@ from privacy.ledger import public_key_of, read_ledger
 from privacy.release import STAMP, Release, verify_release
 from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig, config_of
-from simulation.evaluate import Evaluation, score_everybody, score_own, score_personas
+from simulation.evaluate import Evaluation, score_everybody, score_mixtures, score_own, score_personas
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.metrics import comparisons, person_rows, summarise
 from simulation.population import load_people
@@ -30,7 +30,7 @@ from simulation.report_schema import Arm, Comparison, PersonRow
 from simulation.run_folder import MANIFEST
 from simulation.setting import default_workers, drawn, split_people
 
-SHARED_ARMS = ("base", "global", "persona")
+SHARED_ARMS = ("base", "global", "persona", "mixture")
 OWN_ARMS = ("own", "own_record_dp", "retrieval", "all", "wrong_person")
 DEFAULT_ARMS = tuple(arm for arm in (*SHARED_ARMS, *OWN_ARMS) if arm != "own_record_dp")
 
@@ -192,10 +192,12 @@ def _score(
     score_everybody(hosts, users, {"base": np.zeros(layout.dim), "global": flat["global"]}, evaluation, progress)
     names = sorted(name for name in flat if name.startswith("persona-"))
     assignment: dict[str, str] = {}
+    offsets = [flat[name] for name in names]
     if names and "persona" in arms:
-        offsets = [flat[name] for name in names]
         numbers = score_personas(hosts, users, flat["global"], offsets, evaluation)
         assignment = {user: names[number] for user, number in numbers.items()}
+    if names and "mixture" in arms:
+        score_mixtures(hosts, users, flat["global"], offsets, evaluation)
     own = drawn(users, len(users) if own_people is None else own_people, [subject.config.seed, 5])
     if set(arms) & set(OWN_ARMS) and own:
         score_own(hosts, own, flat["global"], evaluation, progress, record="own_record_dp" in arms)

@@ -25,6 +25,8 @@ from simulation.report_schema import Arm, ArmGain, Comparison, Interval, PersonR
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DEFAULT_PAIRS = (
+    ("persona", "global"),
+    ("mixture", "global"),
     ("own", "global"),
     ("own", "wrong_person"),
     ("all", "global"),

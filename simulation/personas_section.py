@@ -1,4 +1,4 @@
-"""What the report says of personas and of the federation's own evaluation: noisy sums, read back in people's units."""
+"""What the report says of personas, of the retriever and of the federation's own evaluation, in people's units."""
 
 from __future__ import annotations
 
@@ -9,29 +9,17 @@ import numpy as np
 
 from privacy.objective import GAIN_EDGES, LOSS_UNIT, METRICS
 from server.campaign import Campaign
-from server.personas import Event, telling_words
-from simulation.report_schema import Measured, Persona, Personas
-
-MOST_WORDS = 12
-
-
-def descriptions(campaign: Campaign, words: Sequence[str]) -> list[str]:
-    """Return a description of each persona: the public words that it uses more than the others, or "".
-
-    From noisy counts alone, so it is as private as they are.
-    """
-    state = campaign.state
-    if not len(state.words):
-        return [""] * campaign.plan.personas
-    found = telling_words(state.words, state.word_counts, state.word_deviation, words, MOST_WORDS)
-    return [", ".join(each) for each in found]
+from server.personas import Event
+from server.publish import descriptions
+from simulation.report_schema import Measured, Persona, Personas, Retriever
+from simulation.retrieval_score import Ranked, summary
 
 
-def personas_section(campaign: Campaign, words: Sequence[str], assignment: Mapping[str, int]) -> Personas:
+def personas_section(campaign: Campaign, assignment: Mapping[str, int]) -> Personas:
     """Return the table of personas; `assignment` is the researcher's view of simulated people."""
     state, published = campaign.state, set(campaign.published_personas())
     rows: list[Persona] = []
-    for k, (count, text) in enumerate(zip(state.persona_counts, descriptions(campaign, words), strict=True)):
+    for k, (count, text) in enumerate(zip(state.persona_counts, descriptions(campaign), strict=True)):
         row: Persona = {"name": f"persona-{k}", "noisy_count": float(count), "published": k in published}
         if text:
             row["description"] = text
@@ -91,6 +79,23 @@ def without_persona(campaign: Campaign) -> float | None:
         return None
     column = METRICS.index("without_persona")
     return float(np.sum(state.figures[:, column] * np.maximum(state.figure_counts, 0.0)))
+
+
+def retriever_section(campaign: Campaign, questions: Sequence[Ranked]) -> Retriever:
+    """Return how the retriever ranks, beside the frozen encoder, and what it was taught by."""
+    plan, told = campaign.plan, summary(questions)
+    return Retriever(
+        rounds=plan.retriever_rounds,
+        objective=plan.retriever_objective,
+        numbers=plan.retriever_rank**2,
+        questions=len(questions),
+        recall_frozen=told["recall_frozen"],
+        recall_taught=told["recall_taught"],
+        ndcg_frozen=told["ndcg_frozen"],
+        ndcg_taught=told["ndcg_taught"],
+        gain_frozen=told["gain_frozen"],
+        gain_taught=told["gain_taught"],
+    )
 
 
 def _bits(loss: float) -> float:

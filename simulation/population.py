@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.documents import Document, Person, own_words
@@ -58,6 +58,22 @@ def load_people(
     counts = {**loaded.counts, **coverage(loaded.people, min_test), "people_kept": len(people)}
     counts |= repeated_texts(people)
     return Population(source, people, loaded.warnings, counts, loaded.sha256)
+
+
+def as_organisations(population: Population, number: int) -> Population:
+    """Return the same documents held by `number` organisations, people dealt out in turn; 0 leaves them as they are.
+
+    Raises DataError for more organisations than people. A document keeps its id, which names whose it is.
+    """
+    if not number:
+        return population
+    if number > len(population.people):
+        raise DataError(f"{len(population.people)} people cannot be held by {number} organisations")
+    held = [
+        Person(f"organisation-{k + 1}", tuple(d for person in population.people[k::number] for d in person.documents))
+        for k in range(number)
+    ]
+    return replace(population, people=tuple(held), counts={**population.counts, "organisations": number})
 
 
 def refuse_shared_conversations(people: Iterable[Person]) -> None:

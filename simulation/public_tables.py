@@ -7,6 +7,9 @@ from functools import lru_cache
 from client.encoder import HASHED, Encoder, open_encoder
 from client.figures import STYLE, PublicTables
 from privacy.errors import ConfigError
+from server.plan import CampaignPlan
+from server.public import Public
+from simulation.basis_cache import Arrays
 from simulation.config import RunConfig
 
 
@@ -24,6 +27,14 @@ def tables_of(config: RunConfig) -> PublicTables | None:
     if len(words) < asked.words:
         raise ConfigError(f"queries.words: the encoder {asked.encoder} knows {len(words)} words, not {asked.words}")
     return PublicTables(encoder, words, asked.portrait)
+
+
+def public_of(tables: PublicTables | None, plan: CampaignPlan, curvature: Arrays) -> Public:
+    """Return what a campaign's server needs: the tables' words, where its retriever may turn a query, the curvature."""
+    if tables is None:
+        return Public(arrays=curvature)
+    directions = {"directions": tables.directions(plan.retriever_rank)} if plan.retriever_rounds else {}
+    return Public(tables.words, directions | curvature)
 
 
 @lru_cache(maxsize=2)

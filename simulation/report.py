@@ -96,7 +96,7 @@ def _arm_names(report: Report) -> set[str]:
 
 def _split_people(people: list[PersonRow]) -> tuple[list[PersonRow], list[PersonRow]]:
     """People with a personal arm, for the table, and those scored with shared arms only."""
-    shared = {"base", "global", "global_noiseless", "persona"}
+    shared = {"base", "global", "global_noiseless", "persona", "mixture"}
     personal = [row for row in people if row["bits"].keys() - shared]
     return personal, [row for row in people if not row["bits"].keys() - shared]
 

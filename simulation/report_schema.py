@@ -112,7 +112,10 @@ class Adversary(TypedDict):
 
 
 class RecordPrivacy(TypedDict):
-    """The separate, record-level statement for `own_record_dp`: never added to the user-level one."""
+    """The separate, record-level statement: never added to the user-level one.
+
+    For `own_record_dp`; with `shared` for all shared training of organisations, and then it is the headline.
+    """
 
     unit: str
     people: int
@@ -120,6 +123,7 @@ class RecordPrivacy(TypedDict):
     delta: float
     noise_multiplier: float
     clip_norm: float
+    shared: NotRequired[bool]
 
 
 class Privacy(TypedDict):
@@ -198,6 +202,25 @@ class Measured(TypedDict):
     preferred: float
 
 
+class Retriever(TypedDict):
+    """How the retriever's core ranks people's own documents for `questions` of their test text, and the frozen encoder.
+
+    `recall`: the document that helps the model most is among the first three; `ndcg` of the first three by the model's
+    gain; `gain` of the first in nats. `rounds` and `objective` are what it was taught by.
+    """
+
+    rounds: int
+    objective: str
+    numbers: int
+    questions: int
+    recall_frozen: float
+    recall_taught: float
+    ndcg_frozen: float
+    ndcg_taught: float
+    gain_frozen: float
+    gain_taught: float
+
+
 class Cost(TypedDict):
     """`seconds` in all and by phase; `tokens_per_second` of training; bytes per device over the whole campaign."""
 
@@ -264,6 +287,7 @@ class Report(TypedDict):
     privacy: Privacy
     personas: NotRequired[Personas]
     measured: NotRequired[list[Measured]]
+    retriever: NotRequired[Retriever]
     scrub: NotRequired[Scrub]
     basis: NotRequired[Basis]
     cost: Cost

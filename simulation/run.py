@@ -19,15 +19,17 @@ from privacy.ledger import Ledger
 from privacy.objective import NEAREST
 from server.campaign import Campaign
 from server.home import ROUNDS, ServerHome, open_campaign
+from server.public import FILE as PUBLIC
 from server.publish import ReleaseOf, publish
 from server.rounds import Deadlines
 from simulation import evaluate
-from simulation.basis_cache import model_sha256
+from simulation.basis_cache import cached_curvature, model_sha256
 from simulation.config import RunConfig
 from simulation.engine import LocalCourier, RunWatch, Vector, plan_of, run_without_noise, shadow_of
 from simulation.flower import run_over_flower
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.progress import Progress
+from simulation.public_tables import public_of
 from simulation.report import write_report
 from simulation.report_schema import Report
 from simulation.setting import Setting, drawn, federation_ledger, host_settings, prepare
@@ -45,6 +47,7 @@ PACKAGES = (
     "flwr",
 )
 SCRUB_PEOPLE = 8
+RANKED_PEOPLE = 24  # get questions put to the retriever: each costs a dozen readings by the model
 GREETING_S = 300.0  # Flower and Ray take their time to start their relays on a busy machine
 PATIENT_S = 6 * 3600.0  # simulated people drop out by schedule, never by the clock
 
@@ -110,7 +113,6 @@ def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
         replayed=setting.replayed,
         model_path=setting.model_path,
         seconds=time.monotonic() - started,
-        words=setting.tables.words if setting.tables is not None else (),
     )
 
 
@@ -179,6 +181,9 @@ def server_home(setting: Setting) -> ServerHome:
         dropout=config.dropout,
     )
     home.save(setting.secrets.federation)
+    if not (setting.folder.checkpoints / PUBLIC).exists():
+        curvature = cached_curvature(setting.model_path, setting.basis, config.adapter, config.seed, setting.progress)
+        public_of(setting.tables, home.plan, curvature).save(setting.folder.checkpoints)
     return home
 
 
@@ -212,7 +217,7 @@ def _evaluate(
 ) -> tuple[evaluate.Evaluation, dict[str, int]]:
     """Score all arms; return the scores and, with personas, who chose which."""
     evaluation, scored = evaluate.Evaluation(), setting.scored
-    core = campaign.state.core
+    core, offsets = campaign.released
     arms = {"base": np.zeros_like(core), "global": core}
     if shadow_core is not None:
         arms["global_noiseless"] = shadow_core
@@ -222,7 +227,13 @@ def _evaluate(
         if setting.config.personas:
             state = campaign.state
             centroids = state.centroids if campaign.plan.persona_choice == NEAREST else None
-            personas = evaluate.score_personas(pool, scored, core, list(state.personas), evaluation, centroids)
+            personas = evaluate.score_personas(pool, scored, core, list(offsets), evaluation, centroids)
+            evaluate.score_mixtures(pool, scored, core, list(offsets), evaluation, centroids)
+        if setting.config.queries.retriever_rounds:
+            rank, state = campaign.plan.retriever_rank, campaign.state
+            some = drawn(scored, RANKED_PEOPLE, [setting.config.seed, 6])
+            learned = state.retriever.reshape(rank, rank)
+            evaluate.score_retriever(pool, some, learned, state.directions, evaluation)
         if setting.own_people:
             evaluate.score_own(pool, setting.own_people, core, evaluation, setting.progress)
     return evaluation, personas

@@ -21,11 +21,12 @@ from privacy.plan import plan
 from privacy.policy import Policy, signed_policy
 from simulation.basis_cache import cached_basis
 from simulation.config import RunConfig
-from simulation.engine import MIN_COHORT, policy_of, require_cohort
+from simulation.engine import least_cohort, policy_of, require_cohort
 from simulation.host import HostSettings
-from simulation.population import Population, load_people
+from simulation.population import Population, as_organisations, load_people
 from simulation.progress import Progress
 from simulation.public_tables import tables_of
+from simulation.record_level import check_by_record
 from simulation.run_folder import RunFolder, RunSecrets
 
 
@@ -80,9 +81,10 @@ class Setting:
 
 def prepare(config: RunConfig, out: Path, progress: Progress, overwrite: bool, replay: Path | None) -> Setting:
     """Return the setting of a new run in `out`, or of the one there that was cut off. Raises ConfideError."""
+    check_by_record(config)
     folder = RunFolder(out)
     with progress.phase("people"):
-        population = load_people(config.people, config.max_people)
+        population = as_organisations(load_people(config.people, config.max_people), config.organisations)
         trained, held_out = split_people(population, config)
         _require_enough(config, len(trained), config.cohort or len(trained))
     folder.begin(config, overwrite, people_sha256=population.sha256, replayed=replay is not None)
@@ -173,7 +175,7 @@ def _host(setting: Setting, number: int, people: Sequence[Person]) -> HostSettin
 
 
 def _require_enough(config: RunConfig, people: int, cohort: int) -> None:
-    needed = MIN_COHORT if config.privacy.transport != "off" else 1
+    needed = least_cohort(config) if config.privacy.transport != "off" else 1
     require_cohort(min(people, cohort), needed, lambda: _suggestions(config, needed))
     require_cohort(people, cohort, lambda: (f"set cohort to {people} or less",))
 

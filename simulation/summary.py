@@ -17,9 +17,10 @@ from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig
 from simulation.evaluate import Evaluation
 from simulation.metrics import comparisons, person_rows, summarise
-from simulation.personas_section import measured_section, personas_section, without_persona
+from simulation.personas_section import measured_section, personas_section, retriever_section, without_persona
 from simulation.population import Population
 from simulation.privacy_section import privacy_section
+from simulation.record_level import shared_record_privacy
 from simulation.report_schema import Arm, Cost, Privacy, RecordPrivacy, Report, Round, Scrub, What
 
 HEADLINE_DELTA = 1e-6
@@ -48,7 +49,6 @@ class Facts:
     versions: Mapping[str, str]
     model_path: Path
     seconds: float
-    words: Sequence[str] = ()
 
 
 def build_report(facts: Facts) -> Report:
@@ -81,10 +81,12 @@ def build_report(facts: Facts) -> Report:
     if config.scrub:
         report["scrub"] = _scrub(facts)
     if config.personas:
-        report["personas"] = personas_section(facts.campaign, facts.words, facts.personas)
+        report["personas"] = personas_section(facts.campaign, facts.personas)
         report["personas"]["without_persona"] = without_persona(facts.campaign)
     if facts.campaign.plan.measure:
         report["measured"] = measured_section(facts.campaign)
+    if facts.campaign.plan.retriever_rounds:
+        report["retriever"] = retriever_section(facts.campaign, facts.evaluation.ranked)
     return report
 
 
@@ -178,8 +180,9 @@ def _privacy(facts: Facts, claimed: Mapping[str, Any]) -> Privacy:
 
 
 def _record(facts: Facts) -> RecordPrivacy | None:
-    if not facts.evaluation.record:
-        return None
+    shared = shared_record_privacy(facts.config, facts.trained)
+    if shared is not None or not facts.evaluation.record:
+        return shared
     worst = max(facts.evaluation.record, key=lambda each: each["epsilon"])
     return RecordPrivacy(
         unit="document",

@@ -104,6 +104,12 @@ def _closing(report: Report, shown: int) -> list[str]:
     worse = [f"{wording.ARM_SHORT.get(arm, arm)} {bad} of {n}" for arm, _, bad, n in wording.worse_lines(report)]
     if worse:
         sentences.append("Made worse (global against base, others against global): " + ", ".join(worse) + ".")
+    record = report["privacy"].get("record")
+    if record is not None and record.get("shared") and record["epsilon"] is not None:
+        sentences.append(
+            f"The guarantee is per {record['unit']}: epsilon {record['epsilon']:.2f} at delta {record['delta']:g}, "
+            f"inside each of {record['people']} organisations."
+        )
     cost = report["cost"]
     sentences.append(
         f"{cost['seconds']:.0f} s; {byte_size(cost['bytes_up_per_device'])} up and "

@@ -11,6 +11,7 @@ ARM_LABELS: Mapping[str, str] = {
     "global": "global, released",
     "global_noiseless": "global without noise",
     "persona": "persona",
+    "mixture": "mixture of personas",
     "own": "own adapter",
     "own_record_dp": "own, record-level DP",
     "retrieval": "retrieval",
@@ -22,12 +23,14 @@ ARM_SHORT: Mapping[str, str] = {
     "own_record_dp": "own dp",
     "retrieval": "retr.",
     "wrong_person": "wrong",
+    "mixture": "mixed",
 }
 ARM_MEANINGS: Mapping[str, str] = {
     "base": "the base model as it came",
     "global": "with the shared adapter that the federation releases",
     "global_noiseless": "the same training without noise: not private, never released, the cost of noise",
     "persona": "global and the shared adapter of the person’s persona",
+    "mixture": "global and as much of each persona as half of the person’s text suggests and the other half confirms",
     "own": "global and an adapter trained on the person’s own text, which stays on the device",
     "own_record_dp": "the same, trained with noise that protects each single document",
     "retrieval": "global, reading passages of the person’s own text before it answers",

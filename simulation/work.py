@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
+from client.compose import GLOBAL_ALONE, Composition, by_portrait, fitted
 from client.contribution import contribution
 from client.deliveries import Deliveries
 from client.documents import Document, Person, latest, shortened
@@ -23,7 +26,9 @@ from client.listener import RelaySocket
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import load_own
 from client.retrieve import TextIndex
+from client.retriever_core import RetrieverCore
 from client.service import AgentService, Lazy, Pace, Worker
+from client.teaching import Shelf
 from client.train import CoreTraining, OwnTraining, train_own
 from privacy.adapter import Basis
 from privacy.answer import make_answer
@@ -37,8 +42,11 @@ from privacy.query import Query
 from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
+from simulation.config import declared_of
 from simulation.host import HostSettings
 from simulation.public_tables import tables_of
+from simulation.record_level import record_noise, shared_charge
+from simulation.retrieval_score import Ranked, ranked
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
@@ -102,12 +110,14 @@ class HostWork:
         basis = Basis.load(Path(settings.basis_file))
         self.model.attach(basis)
         self.model.add_own(config.own.rank, OwnTraining().modules)
-        training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip)
+        training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip, record_noise(config))
         updates = self.folder / "checkpoints" / "updates"
         twice = config.compare_without_noise and config.privacy.transport != "off"
         self.learner = ObservedLearner(
             updates, self.model, training, local.max_document_tokens, every_round=twice, tables=tables_of(config)
         )
+        slots = {text.partition(":")[0].strip(): k for k, text in enumerate(declared_of(config.queries.declared))}
+        self.learner.named = {p.user: slots[p.persona] for p in settings.people if p.persona in slots}
         root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)
         policy = open_policy(settings.policy_file, root_key)
         directory = open_directory(settings.directory_file, root_key) if settings.directory_file else None
@@ -126,6 +136,7 @@ class HostWork:
             lambda _: MemoryJournal(),  # nothing leaves this machine: what a crash cut off is asked again as it was
             RememberedChecks(),
             (settings.policy_file, root_key),
+            shared_charge(config),
         )
         self.lock = threading.RLock()
         self._basis, self._policy, self._number = basis, policy, settings.number
@@ -157,7 +168,8 @@ class HostWork:
 
         encoded = [self.model.encode(d, 64) for d in self.people[user].history[:6]]
         documents = [self.model.prefix(e) for e in encoded if e.own_tokens]
-        return probe_training(self.model, documents, self.learner.training)
+        without_noise = replace(self.learner.training, noise_multiplier=0.0)  # few documents drown in a record's
+        return probe_training(self.model, documents, without_noise)
 
     # -- rounds -----------------------------------------------------------------------------------------------------
 
@@ -236,6 +248,39 @@ class HostWork:
             self.model.set_cores(self.learner.layout.unflatten(core))
             losses.append(sum(float(n.double().sum()) for n in self.model.document_nats(documents)))
         return int(np.argmin(losses))
+
+    def compose(self, user: str, core: Vector, personas: Sequence[Vector], centroids: Vector | None = None) -> Vector:
+        """Return the share of each persona that the person's device finds on its history, float64 [K], see `fitted`.
+
+        With `centroids` [K, p] it also tries where somebody of whom only a portrait is known would start.
+        """
+        newest = latest(self.people[user].history, 2 * self.config.local.own_tokens)
+        documents = [self.model.prefix(e) for e in self._encoded(newest)]
+        self.model.activate(GLOBAL)
+        names = [str(k) for k in range(len(personas))]
+
+        def nats(part: Sequence[Cached], composition: Composition) -> float:
+            shares = [composition.personas.get(name, 0.0) for name in names]
+            self.model.set_cores(self.learner.layout.unflatten(core + np.array(shares) @ np.array(personas)))
+            return sum(float(n.double().sum()) for n in self.model.document_nats(part))
+
+        if len(documents) < 2:
+            return np.zeros(len(personas))
+        start = GLOBAL_ALONE
+        if centroids is not None and self.learner.tables is not None:
+            portrait = self.learner.tables.portrait([document.own_text for document in newest])
+            start = by_portrait(portrait, dict(zip(names, centroids, strict=True)))
+        found = fitted(names, partial(nats, documents[::2]), partial(nats, documents[1::2]), start)
+        return np.array([found.personas.get(name, 0.0) for name in names])
+
+    def rank(self, user: str, core: Vector, directions: Vector) -> list[Ranked]:
+        """Return how the person's history is ranked for questions of their test text, frozen and under the core."""
+        tables, person = self.learner.tables, self.people[user]
+        if tables is None:
+            return []
+        shelf = Shelf.of(latest(person.history, 40 * self.config.local.own_tokens), tables.encoder)
+        rng = np.random.default_rng([self.config.seed, 12, *user.encode()])
+        return ranked(self.model, tables.encoder, shelf, person.test, RetrieverCore(directions, core), rng)
 
     def train_own(self, user: str, core: Vector, record: bool) -> tuple[Tensors, dict[str, Any] | None]:
         """Train the person's own LoRA over the global core on raw text; with `record` under record-level privacy.

@@ -11,6 +11,7 @@ from typing import Any
 
 from privacy.account import Account, Reservation
 from privacy.accounting import DELTAS, epsilon_zcdp, statement
+from privacy.audit.document import percentile
 from privacy.audit.evidence import Evidence
 from privacy.audit.verdict import Finding, judged, unchecked
 from privacy.chain import Entry
@@ -310,13 +311,23 @@ def _device_summary(evidence: Evidence, federation: LedgerView) -> dict[str, obj
         "count": len(names),
         "charged": sum(each > 0 for each in times),
         "by_own_ledgers": own,
-        "rho": {"min": min(spent), "median": median(spent), "max": max(spent)} if spent else None,
-        "participations": {"min": min(times), "median": median(times), "max": max(times)} if times else None,
+        "rho": _spread(spent),
+        "epsilon": {name: epsilon_zcdp(Fraction(rho), DELTAS[1]) for name, rho in (_spread(spent) or {}).items()},
+        "participations": _spread(times),
         "budget_rho": float(budget) if budget is not None else None,
         "budget_epsilon": epsilon_zcdp(budget, DELTAS[1]) if budget is not None else None,
         "yearly_rho": float(yearly) if yearly is not None else None,
         "yearly_epsilon": epsilon_zcdp(yearly, DELTAS[1]) if yearly is not None else None,
     }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Return least, quarters, 95th percentile and most, each somebody's own figure but for the median."""
+    if not values:
+        return None
+    named = {"p25": 0.25, "p75": 0.75, "p95": 0.95}
+    inner = {name: percentile(values, share) for name, share in named.items()}
+    return {"min": min(values), "median": median(values), "max": max(values), **inner}
 
 
 def _at(figures: object, delta: str) -> float:

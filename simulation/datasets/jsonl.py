@@ -37,6 +37,7 @@ class _Reading:
     warnings: list[str] = field(default_factory=list)
     broken: int = 0
     renamed: set[str] = field(default_factory=set)
+    personas: dict[str, str] = field(default_factory=dict)
 
     def warn(self, number: int, fault: str) -> None:
         message = f"{self.name}:{number}: {fault}; left out"
@@ -102,6 +103,7 @@ def _read_line(reading: _Reading, number: int, line: bytes | None) -> None:
             name = user_name(user)
             document = _document(record, name, number)
             reading.drafts[name].append(document)
+            reading.personas[name] = checked_field(record, "persona", str, "") or reading.personas.get(name, "")
             reading.renamed |= {name} - {user}
     except BrokenLine as fault:
         reading.warn(number, str(fault))
@@ -125,7 +127,7 @@ def _loaded(reading: _Reading, min_test: int, sha256: str) -> Loaded:
     for user, documents in drafts.items():
         settled = tuple(replace(d, split="test") if d.group in test_groups else d for d in documents)
         moved += sum(a.split != b.split for a, b in zip(settled, documents, strict=True))
-        people.append(Person(user, settled))
+        people.append(Person(user, settled, reading.personas.get(user, "")))
     people.sort(key=lambda p: (len(p.test) < min_test, -own_words(p.history), p.user))
     if reading.broken > len(reading.warnings):
         reading.warnings.append(f"{reading.name}: {reading.broken - len(reading.warnings)} more broken lines")

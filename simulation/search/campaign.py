@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client.model import Cached, LanguageModel
+from server.adaptive_clip import BIT_SHARE, UPDATE_SHARE
 from server.optimizer import OPTIMIZERS, Optimizer, share_left
 from simulation.search.local import RowCore, local_updates, unit_norms, with_row_cores
 from simulation.search.recipe import Recipe
@@ -45,7 +46,7 @@ class Folder:
         """Write a round: its updates, then the state, then its line, which makes it count."""
         np.save(self.path / f"updates-{row['round']}.npy", updates.astype(np.float16))
         beside = self.path / "state.tmp.npz"
-        np.savez(beside, weights=state["weights"], velocity=state["velocity"], average=state["average"])
+        np.savez(beside, allow_pickle=False, **state)
         beside.replace(self.path / "state.npz")
         with (self.path / "rounds.jsonl").open("a") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -89,6 +90,7 @@ def run_campaign(
     weights = saved["weights"] if saved else np.zeros(dim)
     velocity = saved["velocity"] if saved else np.zeros(dim)
     average = saved["average"] if saved else np.zeros(dim)
+    clip = float(saved["clip"]) if saved else recipe.clip
     base = _score(model, np.zeros(dim), select)
     for number in range(first, recipe.rounds):
         started = time.process_time()
@@ -96,9 +98,11 @@ def run_campaign(
         asked = rng.permutation(recipe.people)[: recipe.cohort]
         parts = [train[i][number % len(train[i])] for i in asked]
         updates = _updates(recipe, model, cores, parts, weights)
-        mean = clipped_mean(updates, recipe.clip)
+        mean = clipped_mean(updates, clip)
         sigma = recipe.noise.of_mean(recipe.rounds) if recipe.noise else 0.0
-        noisy = mean + sigma * rng.standard_normal(dim)
+        left = UPDATE_SHARE if recipe.adaptive else 1.0  # of an answer, beside its bit
+        noisy = mean + sigma / left * rng.standard_normal(dim)
+        below = float((np.linalg.norm(updates, axis=1) <= clip).mean())
         share = share_left(number, recipe.rounds, recipe.last_share)
         weights, velocity = server_of(recipe).step(weights, velocity, noisy, share)
         decay = min(recipe.average, number / (number + 1))
@@ -107,7 +111,8 @@ def run_campaign(
             "round": number,
             "seconds": time.process_time() - started,
             "alpha": float(np.linalg.norm(unit_norms(updates).mean(0))),
-            "clip_fraction": float((np.linalg.norm(updates, axis=1) > recipe.clip).mean()),
+            "clip": clip,
+            "clip_fraction": 1 - below,
             "signal": float(np.linalg.norm(mean)),
             "noise": sigma * dim**0.5,
             "norm": float(np.linalg.norm(weights)),
@@ -115,7 +120,11 @@ def run_campaign(
         }
         if recipe.average:
             row["gain_average"] = relative_gain(base, _score(model, average, select))
-        folder.keep(row, updates, {"weights": weights, "velocity": velocity, "average": average})
+        if recipe.adaptive:
+            clip = recipe.adaptive.next(clip, below + sigma / BIT_SHARE * rng.standard_normal())
+        folder.keep(
+            row, updates, {"clip": np.array(clip), "weights": weights, "velocity": velocity, "average": average}
+        )
     return average if recipe.average else weights
 
 

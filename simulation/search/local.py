@@ -34,11 +34,15 @@ class RowCore(nn.Linear):
 
 @dataclass(frozen=True)
 class LocalRule:
-    """`steps` of length `step` each; `momentum` over normalised gradients inside one person's round."""
+    """`steps` of length `step` each; `momentum` over normalised gradients inside one person's round.
+
+    With `normalised` false a step is `step` times the gradient, and what bounds an answer is the clip alone.
+    """
 
     steps: int = 1
     step: float = 0.1
     momentum: float = 0.0
+    normalised: bool = True
 
 
 def with_row_cores(model: LanguageModel) -> dict[str, RowCore]:
@@ -84,8 +88,8 @@ def local_updates(
     begun, velocity = theta.clone(), torch.zeros_like(theta)
     for _ in range(rule.steps):
         gradient = people_gradients(model, cores, rows, owner, theta)
-        velocity = rule.momentum * velocity + unit(gradient)
-        theta = theta - rule.step * unit(velocity)
+        velocity = rule.momentum * velocity + (unit(gradient) if rule.normalised else gradient)
+        theta = theta - rule.step * (unit(velocity) if rule.normalised else velocity)
     return (theta - begun).double().cpu().numpy()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from privacy.accounting import noise_multiplier_for, rho_for_epsilon
 from privacy.errors import ConfigError
 from privacy.query import Cohort
+from server.adaptive_clip import AdaptiveClip
 from simulation.search.local import LocalRule
 
 
@@ -53,7 +54,7 @@ class Recipe:
     tokens of at most `documents` documents, as a device takes them; answers are clipped to `clip`, divided by it,
     averaged, noised, and taken by the server ("avg" or "adam") with the rate `server_length` and `momentum`; the rate
     falls linearly to `last_share` of itself. `average` is the decay of the iterate average that is scored beside the
-    last iterate (0: none).
+    last iterate (0: none). With `adaptive` the clip follows the people from `clip` on, by a bit in every answer.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Recipe:
     momentum: float = 0.0
     last_share: float = 1.0
     noise: Noise | None = None
+    adaptive: AdaptiveClip | None = None
     average: float = 0.0
     select: int = 40
     seed: int = 0
@@ -85,11 +87,16 @@ class Recipe:
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
-    """Return the recipe of plain values, `local` and `noise` being objects; raises ConfigError for unknown keys."""
+    """Return the recipe of plain values (`local`, `noise`, `adaptive` are objects); ConfigError for unknown keys."""
     values = dict(values)
     try:
         local = LocalRule(**values.pop("local", {}))
-        noise = values.pop("noise", None)
-        return Recipe(local=local, noise=Noise(**noise) if noise else None, **values)
+        noise, adaptive = values.pop("noise", None), values.pop("adaptive", None)
+        return Recipe(
+            local=local,
+            noise=Noise(**noise) if noise else None,
+            adaptive=AdaptiveClip(**adaptive) if adaptive else None,
+            **values,
+        )
     except TypeError as error:
         raise ConfigError(f"search: {error}") from None

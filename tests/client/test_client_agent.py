@@ -25,6 +25,7 @@ from privacy.ledger import Ledger, LedgerView, read_ledger
 from privacy.noise import device_noise_key
 from privacy.policy import Policy
 from privacy.query import Cohort, Limits, Query
+from privacy.record import RecordCharge
 from privacy.wire import Answer, Refusal, RefusalCode, decode
 
 LAYOUT = AdapterLayout((Site("model.layers.0.q_proj", 4, 8, 8), Site("model.layers.1.q_proj", 3, 8, 8)))
@@ -544,3 +545,24 @@ def test_an_answer_to_a_masked_query_never_goes_in_the_clear(home: Home) -> None
     message = decode(home.device.answer(masked.to_bytes(), RELEASE))
     assert isinstance(message, Refusal) and message.code == RefusalCode.SUM
     assert home.learner.seeds == [] and home.device.ledger.account.participations() == 0
+
+
+RECORD = RecordCharge("shared_core", 1.0, 0.25, 40, 1.0, 1e-5)
+
+
+def test_an_organisation_notes_its_record_level_line_before_it_trains(home: Home) -> None:
+    home.reopen(POLICY)
+    home.device.record = RECORD
+    for number in range(2):
+        assert isinstance(decode(home.ask(replace(QUERY, round=number))), Answer)
+    kinds = [entry.kind for entry in home.device.ledger.entries()]
+    assert kinds.count("RECORD_DP") == 1 and kinds.index("RESERVE") < kinds.index("RECORD_DP") < kinds.index("COMMIT")
+
+
+def test_an_organisation_refuses_what_its_noise_does_not_cover(home: Home) -> None:
+    home.reopen(CHOSEN)
+    home.device.record = RECORD
+    home.learner.losses = [1.0, 0.5, 2.0]
+    home.learner.public_sha256 = CHOSEN.public_sha256
+    for choice, more in (("least-loss", {}), ("nearest", {"purpose": "cluster.persona", "objective": "centroid-sums"})):
+        assert home.code(*asked_of_three(choice, **more)) == RefusalCode.OBJECTIVE

@@ -218,3 +218,19 @@ def test_noise_alone_names_hardly_any_word() -> None:
     rng = np.random.default_rng(5)
     found = telling_words(rng.normal(0, 5, (2, 2000)), np.array([400.0, 600.0]), 5.0, ["w"] * 2000, 50)
     assert sum(map(len, found)) <= 2
+
+
+def test_words_that_one_kind_uses_more_are_named_whatever_a_person_adds_to_each() -> None:
+    """Two kinds of 250 people, 400 words used by one in ten; the first kind uses ten of these four times as often."""
+    rng = np.random.default_rng(3)
+    words = [f"word{place}" for place in range(400)]
+    chances = np.full((2, 400), 0.1)
+    chances[0, :10] = 0.4
+    counts = np.zeros((2, 400))
+    for kind in range(2):
+        used = rng.random((250, 400)) < chances[kind]
+        counts[kind] = (used / np.sqrt(used.sum(axis=1, keepdims=True))).sum(axis=0)
+    first, second = telling_words(counts, np.array([250.0, 250.0]), 0.5, words, 20)
+    assert set(first) == set(words[:10]) and second == []
+    noisy = telling_words(counts + rng.normal(0, 2.5, counts.shape), np.array([250.0, 250.0]), 2.5, words, 20)
+    assert set(noisy[0]) <= set(words[:10]) and noisy[1] == []

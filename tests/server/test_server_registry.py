@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.numpy import save
 from privacy.adapter import Basis, Cores, cores_to_bytes, lora_factors, merge_cores, peft_files
 from privacy.canonical import Json, canonical_json, parse_canonical, sha256_hex
 from privacy.errors import EncodingError, ReleaseInvalid
+from privacy.learned import NOTHING, Learned, PersonaFacts
 from privacy.release import SIGNED, ReleaseFacts, privacy_claim
 from server.registry import latest_release, verify_release, write_release
 
@@ -212,7 +214,7 @@ def test_names_that_lead_elsewhere_are_refused(folder: Path, name: Json) -> None
 def test_documents_of_another_shape_are_refused(folder: Path) -> None:
     original = (folder / "release.json").read_bytes()
     changes: list[Callable[[dict[str, Json]], None]] = [
-        lambda value: value.update(format="confide-release/2"),
+        lambda value: value.update(format="confide-release/3"),
         lambda value: value.update(extra=1),
         lambda value: value.__delitem__("layout"),
         lambda value: value.update(stamp=None, private=False),
@@ -311,3 +313,79 @@ def test_a_claim_is_written_exactly() -> None:
     assert claim == {"a": "0.1", "b": [1, "2.5"], "c": {"1e-06": None}, "d": True}
     with pytest.raises(ReleaseInvalid):
         privacy_claim({"a": object()})
+
+
+LEARNED = Learned(
+    {
+        "centroids": np.ones((1, 3), np.float32),
+        "directions": np.eye(2, 4, dtype=np.float32),
+        "retriever": np.zeros((2, 2), np.float32),
+    },
+    {"persona-1": PersonaFacts("41.5", "bread, river")},
+    "c" * 64,
+)
+
+
+def test_what_was_learned_besides_adapters_is_signed_with_them(tmp_path: Path) -> None:
+    written = write_release(tmp_path / "r", basis(), ADAPTERS, FACTS, KEY, LEARNED)
+    assert written.learned.personas == LEARNED.personas and written.learned.public_sha256 == "c" * 64
+    for name, table in LEARNED.tables.items():
+        np.testing.assert_array_equal(written.learned.tables[name], table)
+    (tmp_path / "r" / "tables.safetensors").write_bytes(b"x" * (tmp_path / "r" / "tables.safetensors").stat().st_size)
+    refused(tmp_path / "r", "not the file that was signed")
+    write_release(tmp_path / "r", basis(), ADAPTERS, FACTS, KEY)
+    (tmp_path / "r" / "tables.safetensors").write_bytes(b"more")
+    refused(tmp_path / "r", "does not belong")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tables": ["retriever"]},
+        {"tables": []},
+        {"tables": None},
+        {"personas": {"persona-9": {"description": "", "noisy_count": "1"}}},
+        {"personas": {"persona-1": {"description": "", "noisy_count": "many"}}},
+        {"personas": {"persona-1": {"description": "x" * 3000, "noisy_count": "1"}}},
+        {"personas": {"persona-1": {"noisy_count": "1", "text": "x"}}},
+        {"personas": {}},
+        {"public_sha256": "none"},
+        {"more": 1},
+    ],
+)
+def test_learned_parts_of_another_shape_are_refused(tmp_path: Path, changes: dict[str, Json]) -> None:
+    write_release(tmp_path / "r", basis(), ADAPTERS, FACTS, KEY, LEARNED)
+
+    def change(value: dict[str, Json]) -> None:
+        learned = value["learned"]
+        assert isinstance(learned, dict)
+        learned |= changes
+
+    forged(tmp_path / "r", change)
+    refused(tmp_path / "r", "release")
+
+
+def test_a_release_of_the_first_format_is_read(folder: Path) -> None:
+    def first(value: dict[str, Json]) -> None:
+        del value["learned"]
+        value["format"] = "confide-release/1"
+
+    forged(folder, first)
+    assert verify_release(folder, KEY.public_key()).learned == NOTHING
+    forged(folder, lambda value: value.update(learned={}))
+    refused(folder, "exactly the fields")
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"retriever": np.zeros((2, 2), np.float32)},
+        {"retriever": np.zeros((3, 3), np.float32), "directions": np.zeros((2, 4), np.float32)},
+        {"other": np.zeros((2, 2), np.float32)},
+        {"centroids": np.full((1, 2), np.nan, np.float32)},
+        {"centroids": np.zeros((2, 2), np.float32)},
+    ],
+)
+def test_tables_that_do_not_fit_each_other_are_none(tables: dict[str, Any]) -> None:
+    with pytest.raises(ReleaseInvalid):
+        Learned(tables, {"persona-1": PersonaFacts("3")})

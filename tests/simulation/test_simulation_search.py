@@ -117,6 +117,18 @@ def test_learning_lowers_the_loss_of_those_who_train(
     assert found["gain"] == pytest.approx(gains[-1]) and found["low"] <= found["gain"] <= found["high"]
 
 
+def test_an_adaptive_clip_comes_down_to_the_updates_of_raw_gradients(
+    model: LanguageModel, parts: list[list[list[Cached]]], people: list[list[Cached]], tmp_path: Path
+) -> None:
+    raw = {"steps": 1, "step": 0.05, "normalised": False}
+    changes = {"local": raw, "clip": 100.0, "adaptive": {"quantile": 0.5, "rate": 1.0}, "rounds": 6}
+    run_campaign(recipe(**changes), Folder(tmp_path), model, parts, people[:1])
+    rows = Folder(tmp_path).rows()
+    assert [row["clip"] for row in rows] == pytest.approx([100 * np.exp(-n / 2) for n in range(6)])
+    norms = np.linalg.norm(recorded_updates(tmp_path, 0), axis=1)
+    assert norms.std() > 1e-4, "raw gradients have lengths of their own"
+
+
 def test_a_round_can_be_tried_again_without_training(
     model: LanguageModel, parts: list[list[list[Cached]]], people: list[list[Cached]], tmp_path: Path
 ) -> None:
