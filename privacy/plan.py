@@ -16,12 +16,13 @@ from typing import Final
 from privacy.accounting import epsilon_gdp, epsilon_zcdp, noise_multiplier_for, rho_for_epsilon, rho_of
 from privacy.errors import ConfigError
 from privacy.query import MAX_DIM, Cohort
+from privacy.schedule import gain_kept, noise_for
 
 WORTH_IT: Final = "worth it"
 METRICS_ONLY: Final = "metrics and personas only"
 STAY_LOCAL: Final = "too few people: stay local"
 
-USABLE_RATIO: Final = 2.5  # noise to signal under which most of a step survives (measured, whitened basis)
+USABLE_SHARE: Final = 0.75  # of the gain without noise, that must be left for a campaign to be worth it
 CLEAR_RATIO: Final = 0.2
 COUNT_DEVIATIONS: Final = 4  # a noisy count is published from four of its deviations on
 FRAME_BYTES: Final = 256
@@ -47,11 +48,11 @@ class Campaign:
     participations: int | None = None
     dropout: float = 0.1
     personas: int = 1
-    dim: int = 4480
-    alpha: float = 0.5
-    own_tokens: int = 512
-    local_steps: int = 2
-    tokens_per_second: float = 300.0
+    dim: int = 13440
+    alpha: float = 0.38
+    own_tokens: int = 96
+    local_steps: int = 1
+    tokens_per_second: float = 100.0
     transport: str = "ideal"
 
     def __post_init__(self) -> None:
@@ -117,6 +118,7 @@ class Plan:
     sybil_floor_epsilon: float
     noise_ratio: float
     noise_to_clip: float
+    gain_kept: float
     largest_dim: int
     bytes_up: int
     bytes_down: int
@@ -172,6 +174,7 @@ def plan(campaign: Campaign) -> Plan:
         sybil_floor_epsilon=epsilon_zcdp(rho * cohort.honest, delta),
         noise_ratio=ratio,
         noise_to_clip=ratio * campaign.alpha,
+        gain_kept=gain_kept(ratio * campaign.alpha, campaign.rounds),
         largest_dim=largest_dim(campaign, CLEAR_RATIO),
         bytes_up=campaign.times * (4 * slots + FRAME_BYTES),
         bytes_down=campaign.times * (4 * campaign.personas * campaign.dim + FRAME_BYTES),
@@ -195,6 +198,11 @@ def noise_ratio(campaign: Campaign) -> float:
     return float(campaign.z) * campaign.personas * spread / (campaign.alpha * left)
 
 
+def usable_ratio(campaign: Campaign) -> float:
+    """Return the `noise_ratio` up to which `USABLE_SHARE` of the gain without noise is left (`gain_kept`)."""
+    return noise_for(USABLE_SHARE, campaign.rounds) / campaign.alpha
+
+
 def largest_dim(campaign: Campaign, ratio: float) -> int:
     """Return the most numbers that one core may have for `noise_ratio` to stay at or below `ratio`; 0 if none."""
     return math.floor((ratio / noise_ratio(replace(campaign, dim=1))) ** 2 + 1e-9)
@@ -204,7 +212,7 @@ def _verdict(campaign: Campaign) -> str:
     cohort = campaign.cohort
     if campaign.survivors < cohort.min_survivors:
         return STAY_LOCAL
-    if noise_ratio(campaign) <= USABLE_RATIO:
+    if noise_ratio(campaign) <= usable_ratio(campaign):
         return WORTH_IT
     deviation = float(campaign.z) * math.sqrt(campaign.survivors / cohort.honest)  # of a count of people
     seen = campaign.survivors / campaign.personas >= COUNT_DEVIATIONS * deviation
@@ -221,10 +229,10 @@ def _suggestions(campaign: Campaign) -> list[str]:
     people = _least(lambda n: _works(replace(campaign, people=n)), campaign.people, MAX_PEOPLE)
     if people is not None and people > campaign.people:
         found.append(f"more people: {people:,} at the same settings")
-    dim = largest_dim(campaign, USABLE_RATIO)
+    dim = largest_dim(campaign, usable_ratio(campaign))
     if 1 <= dim < campaign.dim:
         found.append(f"a smaller adapter: {dim:,} numbers at most (smaller rank, fewer modules)")
-    larger = campaign.z * Fraction(USABLE_RATIO) / Fraction(noise_ratio(campaign))
+    larger = campaign.z * Fraction(usable_ratio(campaign)) / Fraction(noise_ratio(campaign))
     if larger < campaign.z:
         epsilon = epsilon_zcdp(campaign.times * rho_of(larger), campaign.delta_used)
         found.append(f"a larger epsilon: {epsilon:.1f} (noise multiplier {float(larger):.2f}); think twice above 10")
@@ -233,7 +241,7 @@ def _suggestions(campaign: Campaign) -> list[str]:
 
 def _works(campaign: Campaign) -> bool:
     enough = campaign.survivors >= campaign.cohort.min_survivors
-    return enough and noise_ratio(campaign) <= USABLE_RATIO
+    return enough and noise_ratio(campaign) <= usable_ratio(campaign)
 
 
 def _least(holds: Callable[[int], bool], low: int, high: int) -> int | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privacy.errors import ConfigError
-from privacy.plan import CLEAR_RATIO, USABLE_RATIO, WORTH_IT, Campaign, Plan
+from privacy.plan import CLEAR_RATIO, WORTH_IT, Campaign, Plan, usable_ratio
 from privacy.plan import plan as planned
 
 
@@ -24,8 +24,8 @@ def plan(
     participations: Annotated[int | None, typer.Option(help="Rounds that each person joins. Default: all.")] = None,
     dropout: Annotated[float, typer.Option(help="Share of invited devices that do not answer.")] = 0.1,
     personas: Annotated[int, typer.Option(help="Persona slots.")] = 1,
-    dim: Annotated[int, typer.Option(help="Numbers of one shared core.")] = 4480,
-    alpha: Annotated[float, typer.Option(help="Norm of the mean of clipped unit updates: 0.4 to 0.6 measured.")] = 0.5,
+    dim: Annotated[int, typer.Option(help="Numbers of one shared core.")] = 13440,
+    alpha: Annotated[float, typer.Option(help="Norm of the mean of unit updates: 0.38 at first, 0.15 later.")] = 0.38,
     transport: Annotated[str, typer.Option(help="How answers are added: masked, or ideal (in the clear).")] = "ideal",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -87,9 +87,10 @@ def rows(found: Plan) -> list[tuple[str, str]]:
         ),
         (
             "noise to signal",
-            f"{found.noise_ratio:.2f} of a mean step (usable to {USABLE_RATIO}), {asked.dim:,} numbers",
+            f"{found.noise_ratio:.2f} of a mean step (usable to {usable_ratio(asked):.1f}), {asked.dim:,} numbers",
         ),
         ("noise to clip", f"{found.noise_to_clip:.2f}"),
+        ("gain kept", f"about {found.gain_kept:.0%} of that without noise, by a fit that is right within 5 points"),
         (f"largest core at {CLEAR_RATIO}", f"{found.largest_dim:,} numbers"),
         ("bytes per device", f"{found.bytes_up:,} up, {found.bytes_down:,} down, and the basis once"),
         ("minutes per device", f"{found.minutes:.1f} at {asked.tokens_per_second:.0f} tokens a second"),

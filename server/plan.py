@@ -24,7 +24,8 @@ from privacy.objective import (
     WORDS,
 )
 from privacy.query import NO_DIRECTORY, Limits
-from server.optimizer import FedAdam, FedAvg, share_left
+from privacy.schedule import share_left
+from server.optimizer import FedAdam, FedAvg
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class AdapterConfig:
 
     kind: str = "core"
     rank: int = 8
-    layers: int = 10
+    layers: int = 30
     damping: float = 0.01
     samples: int = 64
     sample_tokens: int = 112

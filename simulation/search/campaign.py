@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client.model import Cached, LanguageModel
+from privacy.schedule import share_left
 from server.adaptive_clip import BIT_SHARE, UPDATE_SHARE
-from server.optimizer import OPTIMIZERS, Optimizer, share_left
+from server.optimizer import OPTIMIZERS, Optimizer
 from simulation.search.local import RowCore, local_updates, unit_norms, with_row_cores
 from simulation.search.recipe import Recipe
 from simulation.search.scored import bootstrap, person_nats, relative_gain

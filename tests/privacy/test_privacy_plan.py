@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from privacy.accounting import epsilon_zcdp
 from privacy.answer import make_answer, noisy_mean, slotted_update
 from privacy.errors import ConfigError
-from privacy.plan import METRICS_ONLY, STAY_LOCAL, WORTH_IT, Campaign, largest_dim, noise_ratio, plan
+from privacy.plan import METRICS_ONLY, STAY_LOCAL, WORTH_IT, Campaign, largest_dim, noise_ratio, plan, usable_ratio
 from privacy.plan_cli import plan as command
 from privacy.query import Cohort, Limits, Query
 
@@ -25,7 +25,7 @@ from privacy.query import Cohort, Limits, Query
 @pytest.mark.parametrize(("people", "ratio"), [(16, 5.0), (124, 0.7), (1700, 0.05)])
 def test_figures_of_the_design(people: int, ratio: float) -> None:
     """Epsilon 8, 4,480 numbers, two participations, delta 1e-6, nobody drops out: noise against the clip."""
-    found = plan(Campaign(people, epsilon=8.0, delta=1e-6, dropout=0.0))
+    found = plan(Campaign(people, epsilon=8.0, delta=1e-6, dropout=0.0, dim=4480, alpha=0.5))
     assert found.noise_to_clip == pytest.approx(ratio, rel=0.08)
     assert found.noise_ratio == pytest.approx(2 * found.noise_to_clip)
     assert found.epsilon <= 8.0
@@ -40,7 +40,7 @@ def test_verdicts() -> None:
 
 
 def test_a_known_case_in_all_its_figures() -> None:
-    found = plan(Campaign(100, noise_multiplier=Fraction(1), delta=1e-6, rounds=1, dropout=0.1, dim=1000))
+    found = plan(Campaign(100, noise_multiplier=Fraction(1), delta=1e-6, rounds=1, dropout=0.1, dim=1000, alpha=0.5))
     assert (found.cohort.invited, found.cohort.min_survivors, found.cohort.honest) == (100, 67, 57)
     assert found.survivors == 90
     assert found.rho == Fraction(1, 2)
@@ -104,7 +104,7 @@ def test_what_would_do_does() -> None:
     dim = int(smaller.split()[3].replace(",", ""))
     assert plan(replace(campaign, dim=dim)).verdict == WORTH_IT
     assert plan(replace(campaign, dim=dim + 1)).verdict != WORTH_IT
-    assert dim == largest_dim(campaign, 2.5)
+    assert dim == largest_dim(campaign, usable_ratio(campaign))
     epsilon = float(larger.split()[3])
     assert plan(replace(campaign, epsilon=epsilon + 0.1)).verdict == WORTH_IT
 

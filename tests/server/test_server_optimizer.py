@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from privacy.errors import ConfigError
-from server.optimizer import FedAdam, FedAvg, Optimizer, schedule, share_left
+from privacy.schedule import share_left
+from server.optimizer import FedAdam, FedAvg, Optimizer, schedule
 
 OPTIMIZERS = [FedAvg(), FedAvg(2.5, 0.9), FedAdam(0.02), FedAdam(0.2, 0.0, 0.0, 1e-6)]
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from privacy.schedule import share_left
 from server.campaign import replayed
 from server.home import ROUNDS, ServerHome
-from server.optimizer import FedAdam, share_left
+from server.optimizer import FedAdam
 from server.public import Public
 
 SETTINGS = (
