@@ -29,6 +29,7 @@ EXTRAS = {
     "flwr": "server",
     "gguf": "client",
     "huggingface_hub": "client",
+    "keyring": "client",
     "matplotlib": "simulation",
     "opacus": "client",
     "peft": "client",
@@ -36,6 +37,7 @@ EXTRAS = {
     "ray": "simulation",
     "scipy": "client",
     "spacy": "client",
+    "sqlcipher3": "client",
     "tokenizers": "client",
     "torch": "client",
     "transformers": "client",
@@ -75,6 +77,7 @@ COMMANDS = {
     ),
     "scrub": Entry("client.scrub_cli", "scrub", "Show what would be removed from a text; measure it against labels."),
     "bench": Entry("simulation.bench.cli", "bench", "Our speed beside a peer's, as ratios from one run."),
+    "device": Entry("client.device_cli", "device", "Your own model over your own text, which stays on this device."),
     "model": Entry("client.model_cli", "model", "Fetch a base model once; see what is in the cache."),
 }
 

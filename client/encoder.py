@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.base_model import Builder, cache_folder
+from client.lexical import words
 from client.model_wheel import WheelModel, extract_member, fetch_wheel
-from client.retrieve import words
 from privacy.canonical import sha256_hex
 from privacy.errors import ModelError
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from client.encoder import Encoder, unit
+from client.lexical import words
 from client.model import GLOBAL, Cached, LanguageModel, batches_by_length, padded
-from client.retrieve import words
 from client.style import FIGURES, style_of
 from privacy.adapter import Cores
 from privacy.canonical import canonical_json, sha256_hex

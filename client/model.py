@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from client.core_layer import CoreA
 from client.documents import Document
 from client.token_loss import token_nats
 from privacy.adapter import AdapterLayout, Basis, Cores
@@ -55,31 +56,6 @@ class Cached:
     hidden: Tensor
 
 
-class CoreA(nn.Sequential):
-    """PEFT's `lora_A` for a core: x -> R (A x), A frozen, R [r, r] the only trained numbers.
-
-    `weight` = R A, so that PEFT's own code (casts, merges, export) takes it for an ordinary `lora_A`. Opacus sees
-    `core` as a plain Linear.
-    """
-
-    def __init__(self, a: Tensor) -> None:
-        rank, width = a.shape
-        basis, core = nn.Linear(width, rank, bias=False), nn.Linear(rank, rank, bias=False)
-        super().__init__()
-        self.add_module("basis", basis)
-        self.add_module("core", core)
-        with torch.no_grad():
-            basis.weight.copy_(a)
-            core.weight.zero_()
-
-    @property
-    def weight(self) -> Tensor:
-        """Return R A, float32 [r, d_in]."""
-        core, basis = self.get_submodule("core"), self.get_submodule("basis")
-        assert isinstance(core, nn.Linear) and isinstance(basis, nn.Linear)
-        return core.weight @ basis.weight
-
-
 class LanguageModel:
     """A causal language model with shared cores and an own adapter over its top layers.
 
@@ -101,6 +77,8 @@ class LanguageModel:
         self.device, self.dtype = self.head.device, self.head.dtype
         self.peft: PeftModel | None = None
         self.layout: AdapterLayout | None = None
+        self.prompt: nn.Embedding | None = None  # a soft prompt of the person's own, see `add_prompt`
+        self._prompted = False
         self._probe()
 
     @classmethod
@@ -166,7 +144,13 @@ class LanguageModel:
 
     def top(self, hidden: Tensor) -> Tensor:
         """Return the normed last hidden states, [B, T, width], of cached prefixes right-padded to one length."""
-        if self.first == 0:
+        if self.prompt is not None and self._prompted:
+            numbers = torch.arange(self.prompt.num_embeddings, device=self.device).expand(len(hidden), -1)
+            with self._only_layers(self.first, self.depth):
+                both = torch.cat([self.prompt(numbers).to(hidden.dtype), hidden], 1)
+                states = self.inner(inputs_embeds=both, use_cache=False).last_hidden_state
+            states = states[:, self.prompt.num_embeddings :]
+        elif self.first == 0:
             states = self.inner(input_ids=hidden, use_cache=False).last_hidden_state
         else:
             with self._only_layers(self.first, self.depth):
@@ -216,21 +200,56 @@ class LanguageModel:
         self.layout = basis.layout
         self.activate(GLOBAL)
 
-    def add_own(self, rank: int, modules: Sequence[str]) -> None:
-        """Add an untrained LoRA `own` of `rank` on the named modules ("q_proj", …) of the adapted layers."""
-        assert self.peft is not None
+    def add_own(self, rank: int, modules: Sequence[str], kind: str = "lora") -> None:
+        """Add an untrained adapter `own` on the named modules ("q_proj", …) of the adapted layers, in place of another.
+
+        `kind` "lora" of `rank` stands beside the shared cores where there are any; "ia3" scales what the modules give
+        and stands alone (PEFT mixes the two in no model); "prompt" is `rank` vectors before the adapted layers, the
+        modules aside. Raises ModelError where that cannot be.
+        """
+        self.drop_own()
+        if kind == "prompt":
+            if self.first == 0:
+                raise ModelError("a soft prompt needs an architecture whose layers can be cut in two")
+            self.prompt = nn.Embedding(rank, self.head.shape[1], device=self.device).requires_grad_(False)
+            return
         names = [name for name in self.linear_modules() if name.rsplit(".", 1)[-1] in modules]
         if not names:
             raise ModelError(f"the adapted layers have none of the modules {', '.join(modules)}")
-        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
-        if OWN in self.peft.peft_config:
-            self.peft.delete_adapter(OWN)
-        self.peft.add_adapter(OWN, config)
+        config: PeftConfig = LoraConfig(
+            r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM"
+        )
+        if kind == "ia3":
+            if self.layout is not None:
+                raise ModelError("IA3 cannot stand beside shared cores: use LoRA or a soft prompt")
+            narrow = [name for name in names if name.endswith("down_proj")]
+            config = IA3Config(target_modules=names, feedforward_modules=narrow, task_type="CAUSAL_LM")
+        if self.peft is None:
+            self.peft = get_peft_model(self.net, config, adapter_name=OWN)
+        else:
+            self.peft.add_adapter(OWN, config)
         self.activate(GLOBAL)
 
+    def drop_own(self) -> None:
+        """Take the adapter `own` out, of whatever kind."""
+        self.prompt = None
+        if self.peft is not None and OWN in self.peft.peft_config:
+            if self.layout is None:
+                self._tuner().unload()
+                self.peft = None
+            else:
+                self.peft.delete_adapter(OWN)
+
     def activate(self, *adapters: str) -> None:
-        """Switch on the named adapters, all others off; everything frozen."""
-        self._tuner().set_adapter(list(adapters))
+        """Switch on the named adapters, all others off, everything frozen; what it does not carry is left out."""
+        self._prompted = OWN in adapters
+        if self.peft is not None:
+            wanted = [name for name in adapters if name in self.peft.peft_config]
+            if wanted:
+                self._tuner().enable_adapter_layers()
+                self._tuner().set_adapter(wanted)
+            else:
+                self._tuner().disable_adapter_layers()
         self.net.requires_grad_(False)
 
     def set_cores(self, cores: Cores) -> None:

@@ -17,6 +17,8 @@ from privacy.adapter import Matrix, lora_files
 from privacy.errors import ExportRefused, ModelError
 from privacy.files import new_folder, write_flushed
 
+PROMPT, PROMPT_START = "prompt", 0.1
+
 
 @dataclass(frozen=True)
 class RecordPrivacy:
@@ -30,13 +32,18 @@ class RecordPrivacy:
 
 
 def own_modules(model: LanguageModel) -> list[nn.Module]:
-    """Return the linear halves of the adapter `own`, A and B of every module in turn."""
-    return [m for n, m in model.net.named_modules() if n.endswith((f".lora_A.{OWN}", f".lora_B.{OWN}"))]
+    """Return what holds the numbers of the adapter `own`: halves A and B in turn, IA3's scales, or the soft prompt."""
+    if model.prompt is not None:
+        return [model.prompt]
+    ends = (f".lora_A.{OWN}", f".lora_B.{OWN}", ".ia3_l")
+    return [m for n, m in model.net.named_modules() if n.endswith(ends)]
 
 
 def own_tensors(model: LanguageModel) -> dict[str, nn.Parameter]:
     """Return the parameters of the adapter `own` by full name."""
-    return {n: p for n, p in model.net.named_parameters() if ".lora_" in n and f".{OWN}." in n}
+    if model.prompt is not None:
+        return dict(model.prompt.named_parameters(prefix=PROMPT))
+    return {n: p for n, p in model.net.named_parameters() if (".lora_" in n or ".ia3_l." in n) and f".{OWN}" in n}
 
 
 @torch.no_grad()
@@ -51,9 +58,16 @@ def load_own(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def reset_own(model: LanguageModel, generator: torch.Generator) -> None:
-    """Make the own adapter a fresh one: A uniform as PEFT draws it, B zero, so that it starts as the identity."""
+    """Make the own adapter a fresh one: A uniform as PEFT draws it, B zero, scales one: it starts as the identity.
+
+    A soft prompt is no identity: it starts as small random vectors.
+    """
     for name, p in own_tensors(model).items():
-        if ".lora_A." in name:
+        if name.startswith(f"{PROMPT}."):
+            p.copy_(torch.randn(p.shape, generator=generator) * PROMPT_START)
+        elif ".ia3_l." in name:
+            p.fill_(1.0)
+        elif ".lora_A." in name:
             bound = 1.0 / math.sqrt(p.shape[1])
             p.copy_((torch.rand(p.shape, generator=generator) * 2 - 1) * bound)
         else:

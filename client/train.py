@@ -55,7 +55,10 @@ class CoreTraining:
 
 @dataclass(frozen=True)
 class OwnTraining:
-    """The own LoRA: AdamW over `epochs` passes. `record_epsilon` asks for document-level (epsilon, delta) by Opacus."""
+    """The own adapter: AdamW over `epochs` passes, in at most `seconds`.
+
+    `record_epsilon` asks for document-level (epsilon, delta) by Opacus.
+    """
 
     rank: int = 8
     epochs: int = 2
@@ -65,6 +68,7 @@ class OwnTraining:
     record_epsilon: float | None = None
     record_delta: float = 1e-5
     document_clip: float = 1.0
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -270,10 +274,11 @@ def train_own(
     generator: torch.Generator,
     charge: Charge | None = None,
 ) -> tuple[dict[str, Tensor], RecordPrivacy | None]:
-    """Train a fresh LoRA `own` over the active global core and return its tensors and its record-level guarantee.
+    """Train a fresh adapter `own` over the active global core and return its tensors and its record-level guarantee.
 
-    Without `record_epsilon` the guarantee is None: the adapter may know any document by heart and must stay on the
-    device. With it the RDP accountant of Opacus bounds what the adapter tells about any one document (add or remove
+    It is of the kind that the model carries (`LanguageModel.add_own`). Without `record_epsilon` the guarantee is None:
+    the adapter may know any document by heart and must stay on the device. With it the RDP accountant of Opacus bounds
+    what the adapter tells about any one document (add or remove
     one); the noise is float Gaussian, so the bound is that of the real-number mechanism. `generator` draws the initial
     values, the batches and the noise, so it must be secret wherever the guarantee is relied on. `charge` is called with
     the mechanism's figures before the first noise is drawn.
@@ -303,8 +308,11 @@ def _train_plainly(
     """AdamW over shuffled batches; the loss of a batch is the mean of its documents' means."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     order: list[int] = []
+    until = time.monotonic() + settings.seconds
     with trainable(parameters):
-        for _ in range(steps):
+        for number in range(steps):
+            if number and time.monotonic() > until:
+                break
             if not order:
                 order = torch.randperm(len(documents), generator=generator).tolist()
             batch, order = order[: settings.batch_documents], order[settings.batch_documents :]
@@ -338,12 +346,14 @@ def _train_with_record_privacy(
     rate = 1.0 / math.ceil(len(documents) / batch)
     steps = settings.epochs * round(1.0 / rate)
     noise = _noise_multiplier(settings.record_epsilon, settings.record_delta, rate, steps)
-    plan = StepPlan(steps, rate, settings.document_clip, noise)
+    plan = StepPlan(steps, rate, settings.document_clip, noise, seconds=settings.seconds)
     if charge is not None:
         charge(noise, rate, steps, settings.document_clip, settings.record_delta)
     engine = _private_steps(loss, optimizer, documents, plan, generator)
     with quiet():
         spent = float(engine.get_epsilon(settings.record_delta))
+    if not math.isinf(settings.seconds):  # when the clock ended it may tell of the text: the whole plan is charged
+        spent = max(spent, settings.record_epsilon)
     return RecordPrivacy(spent, settings.record_delta, noise, rate, steps)
 
 

@@ -11,6 +11,7 @@
     ├── SumInvalid            a masked sum whose masks cannot be removed beyond doubt
     ├── ReleaseInvalid        a release whose files, hashes or claims do not agree
     ├── ModelError            a model or adapter that does not fit
+    ├── VaultError            a device's vault that cannot be opened, read or written
     ├── ExportRefused         an own adapter that may not leave its device
     └── PolicyRefused         the device says no; carries a code of a closed list
         └── BudgetExhausted   the device says no for good: the budget is spent
@@ -67,6 +68,10 @@ class ReleaseInvalid(ConfideError):
 
 class ModelError(ConfideError):
     """A model or adapter that does not fit what was asked."""
+
+
+class VaultError(ConfideError):
+    """A device's vault that cannot be opened, read or written; what it held before is still in it."""
 
 
 class ExportRefused(ConfideError):

@@ -87,6 +87,18 @@ class FedAdam:
 OPTIMIZERS: Final[Mapping[str, type[FedAvg] | type[FedAdam]]] = {"adam": FedAdam, "avg": FedAvg}
 
 
+def schedule(kind: str, rounds: int, clip: float) -> tuple[float, float]:
+    """Return the first rate and the last share of it that served best, for so many rounds of training a core.
+
+    Together the steps are 1.3 mean updates long, none longer than 0.3 of them, and the last is 4 / rounds of the first:
+    more rounds are more, shorter steps. A mean update is the mean of updates of length 1, clipped to `clip`, in the
+    whitened basis over all layers (docs/utility.md). Adam's steps have a third of that, the first mean's norm.
+    """
+    last = min(1.0, 4 / rounds)
+    first = min(0.3, 2.6 / (rounds * (1 + last)))
+    return (first / clip if kind == "avg" else 0.38 * first), last
+
+
 def share_left(number: int, rounds: int, last: float) -> float:
     """Return the share of the first rate that training round `number` of `rounds` has: linear from 1 to `last`."""
     return 1 - (1 - last) * number / (rounds - 1) if rounds > 1 else 1.0

@@ -57,6 +57,7 @@ POSITIVE = {  # the largest value that makes sense
     "privacy.record_noise": 1e3,
     "privacy.record_delta": 0.5,
     "local.sampling_rate": 1.0,
+    "server.learning_rate": 1e3,
     "server.last_share": 1.0,
     "server.persona_rate": 1e3,
     "local.document_clip": 1e6,
@@ -128,13 +129,14 @@ class ServerConfig:
     """The step on the mean, see `server.optimizer`: `adam`, or `avg` (with momentum FedAvgM).
 
     `learning_rate` of adam is the length of the first step, of avg what the mean is multiplied with; it falls linearly
-    to `last_share` of itself. Personas always take FedAvg, at `persona_rate`.
+    to `last_share` of itself. Unset, both follow from the rounds (`server.optimizer.schedule`). Personas always take
+    FedAvg, at `persona_rate`.
     """
 
     kind: str = "avg"
-    learning_rate: float = 2.5
+    learning_rate: float | None = None
     momentum: float = 0.0
-    last_share: float = 1.0
+    last_share: float | None = None
     persona_rate: float = 2.5
 
 
@@ -224,8 +226,9 @@ class RunConfig:
             if value is not None and value < least:
                 raise ConfigError(f"{key} must be at least {least}, not {value}")
         for key, most in POSITIVE.items():
-            if not 0 < self.value(key) <= most:
-                raise ConfigError(f"{key} must be in (0, {most:g}], not {self.value(key)}")
+            value = self.value(key)
+            if value is not None and not 0 < value <= most:
+                raise ConfigError(f"{key} must be in (0, {most:g}], not {value}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         _choice("server.kind", self.server.kind, ("adam", "avg"))

@@ -29,7 +29,7 @@ from privacy.query import NO_DIRECTORY, Limits, Query
 from privacy.session import Greeting, Hello
 from privacy.wire import Answer, decode
 from server.campaign import Asked, Campaign, CampaignPlan, replayed
-from server.optimizer import OPTIMIZERS, FedAvg
+from server.optimizer import OPTIMIZERS, FedAvg, schedule
 from server.rounds import Done, Watch
 from simulation.config import RunConfig, declared_of
 from simulation.host import Hosts
@@ -189,7 +189,9 @@ def plan_of(
     tables: PublicTables | None = None,
 ) -> CampaignPlan:
     """Return the campaign's plan from its configuration."""
-    asked = config.queries
+    asked, server = config.queries, config.server
+    training = config.rounds - (config.rounds // 2 if config.personas else 0)  # the others train personas
+    rate, last = schedule(server.kind, training, config.local.clip)
     return CampaignPlan(
         federation=config.federation,
         campaign=config.campaign,
@@ -201,8 +203,8 @@ def plan_of(
         noise_multiplier=config.noise_multiplier(),
         transport=config.privacy.transport,
         limits=limits_of(config),
-        optimizer=OPTIMIZERS[config.server.kind](config.server.learning_rate, config.server.momentum),
-        last_share=config.server.last_share,
+        optimizer=OPTIMIZERS[config.server.kind](server.learning_rate or rate, server.momentum),
+        last_share=server.last_share or last,
         curvature_damping=config.adapter.curvature_damping,
         persona_optimizer=FedAvg(config.server.persona_rate),
         basis_sha256=basis.sha256,

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,7 +16,8 @@ import typer
 
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
-from simulation.attacks import inversion, persona, release
+from simulation.attacks import attributes, inversion, persona, release
+from simulation.attacks import facts as private_facts
 from simulation.attacks.outcome import Attack
 from simulation.mechanism.cli import Json, Save, Seed, quiet_devices
 from simulation.mechanism.code import code_sha256
@@ -33,10 +35,28 @@ class Family(StrEnum):
     RELEASE = "release"
     INVERSION = "inversion"
     PERSONA = "persona"
+    TRAIT = "trait"
+    FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of people that some attacks need: texts and true profiles, the trait to guess, the field of facts."""
+
+    people: Path | None = None
+    profiles: Path | None = None
+    trait: str = "age"
+    facts: str = "privacy_info"
 
 
 def attacks(
-    only: Annotated[list[Family] | None, typer.Option(help="Only these. Default: all.")] = None,
+    only: Annotated[list[Family] | None, typer.Option(help="Only these. Default: all that need no files.")] = None,
+    people: Annotated[
+        Path | None, typer.Option(help="People for the trait attacks, a line each text: user, text.")
+    ] = None,
+    facts: Annotated[str, typer.Option(help="The field of the profiles that holds private facts.")] = "privacy_info",
+    profiles: Annotated[Path | None, typer.Option(help="Their true traits, a line each person: user, profile.")] = None,
+    trait: Annotated[str, typer.Option(help="The trait of the profiles that is guessed.")] = "age",
     seed: Seed = None,
     save: Save = None,
     as_json: Json = False,
@@ -47,8 +67,8 @@ def attacks(
     torch.set_num_threads(1)
     found: list[Attack] = []
     with tempfile.TemporaryDirectory(prefix="confide-attacks-") as name, quiet_devices():
-        for family in only or list(Family):
-            made = run(family, Path(name) / family, seed)
+        for family in only or [each for each in Family if each not in (Family.TRAIT, Family.FACTS)]:
+            made = run(family, Path(name) / family, seed, Files(people, profiles, trait, facts))
             found += made
             if not as_json:
                 for attack in made:
@@ -56,8 +76,8 @@ def attacks(
     if not found:
         raise ConfigError("no attack was chosen")
     holds = all(attack.holds for attack in found)
-    facts = {"about": ABOUT, "code_sha256": code_sha256(), "holds": holds}
-    text = json.dumps({"attacks": [attack.as_dict() for attack in found], **facts}, indent=2)
+    more = {"about": ABOUT, "code_sha256": code_sha256(), "holds": holds}
+    text = json.dumps({"attacks": [attack.as_dict() for attack in found], **more}, indent=2)
     if save is not None:
         write_atomic(save, text.encode() + b"\n")
     if as_json:
@@ -67,16 +87,32 @@ def attacks(
         raise typer.Exit(1)
 
 
-def run(family: Family, folder: Path, seed: int | None) -> list[Attack]:
-    """Return the attacks of a family, at full size, in `folder`."""
+def run(family: Family, folder: Path, seed: int | None, files: Files = Files()) -> list[Attack]:
+    """Return the attacks of a family, at full size, in `folder`; ConfigError where a file that it needs is missing."""
     root, rng = root_of(seed, family, os.urandom), np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[Family, Callable[[], list[Attack]]] = {
         Family.RELEASE: lambda: release.attack_release(folder, root, rng, release.Size()),
         Family.INVERSION: lambda: [inversion.attack_update(folder, root, rng, inversion.Size())],
         Family.PERSONA: lambda: [persona.attack_persona(folder, root, rng, persona.Size())],
+        Family.TRAIT: lambda: _traits(folder, root, files),
+        Family.FACTS: lambda: _facts(folder, root, rng, files),
     }
     return made[family]()
+
+
+def _traits(folder: Path, root: bytes, files: Files) -> list[Attack]:
+    if files.people is None or files.profiles is None:
+        raise ConfigError("the attacks on traits need --people and --profiles")
+    given = attributes.read_traits(files.people, files.profiles, files.trait)
+    return attributes.attack_traits(folder, root, given, attributes.scrubbed)
+
+
+def _facts(folder: Path, root: bytes, rng: np.random.Generator, files: Files) -> list[Attack]:
+    if files.profiles is None:
+        raise ConfigError("the attack on facts needs --profiles")
+    given = private_facts.read_facts(files.profiles, files.facts)
+    return [private_facts.attack_facts(folder, root, rng, given, release.Size())]
 
 
 def say(attack: Attack) -> None:

@@ -62,7 +62,7 @@ def attack_update(folder: Path, root: bytes, rng: np.random.Generator, size: Siz
         mu = federation.mu()
     finally:
         federation.close()
-    masked = [_masked_vector(told.frames[user]) for user in federation.people.users]
+    masked = [masked_vector(told.frames[user]) for user in federation.people.users]
     off = _hits(model, [vector.astype(np.float64) for vector in answers], texts)
     by_mask = _hits(model, masked, texts)
     by_sum = _hits(model, [told.total.astype(np.float64)] * len(texts), texts)
@@ -80,7 +80,7 @@ def attack_update(folder: Path, root: bytes, rng: np.random.Generator, size: Siz
     )
 
 
-def _masked_vector(frames: Sequence[bytes]) -> Vector:
+def masked_vector(frames: Sequence[bytes]) -> Vector:
     """Return the masked vector that the server has of a device, lifted."""
     found = [message for message in map(decode, frames) if isinstance(message, Masked)]
     return from_ring(found[0].vector).astype(np.float64)

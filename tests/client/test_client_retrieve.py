@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from client.documents import Document, Span
-from client.retrieve import TextIndex, words
+from client.lexical import words
+from client.retrieve import TextIndex
 
 
 def document(number: int, own: str, partner: str = "") -> Document:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from privacy.errors import ConfigError
-from server.optimizer import FedAdam, FedAvg, Optimizer, share_left
+from server.optimizer import FedAdam, FedAvg, Optimizer, schedule, share_left
 
 OPTIMIZERS = [FedAvg(), FedAvg(2.5, 0.9), FedAdam(0.02), FedAdam(0.2, 0.0, 0.0, 1e-6)]
 
@@ -76,3 +76,12 @@ def test_adam_does_not_blow_up_numbers_that_hold_less() -> None:
 def test_values_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         FedAdam(**wrong)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4, 5, 8, 16, 64])
+def test_the_schedule_spends_one_length_over_any_number_of_rounds(rounds: int) -> None:
+    rate, last = schedule("avg", rounds, 0.08)
+    steps = [0.08 * rate * share_left(number, rounds, last) for number in range(rounds)]
+    assert max(steps) <= 0.3 + 1e-12
+    assert sum(steps) == pytest.approx(min(1.3, 0.3 * rounds), rel=0.1)
+    assert schedule("adam", rounds, 0.08)[0] == pytest.approx(0.38 * 0.08 * rate)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import confide
 from privacy.audit.bounds import normal_tail
-from simulation.attacks import inversion, persona, release
+from privacy.errors import ConfigError
+from simulation.attacks import attributes, facts, inversion, persona, release
 from simulation.attacks.federation import Training
 from simulation.attacks.outcome import Attack, Success, allowed_guess, allowed_pair, ranking, share
 from simulation.attacks.tiny import tiny_model
@@ -87,6 +90,70 @@ def test_the_same_seed_makes_the_same_tiny_model(tmp_path: Path) -> None:
     assert all(
         (a == b).all() for a, b in zip(one.net.state_dict().values(), two.net.state_dict().values(), strict=True)
     )
+
+
+def invented_traits(draws: np.random.Generator, people: int) -> attributes.Traits:
+    """Return people who name what they like; half of them like one of two things, and nobody else does."""
+    common = ("tea", "rain", "books", "trains", "walks", "bread")
+    holds = np.arange(people) % 2 == 0
+    texts = {
+        f"person-{i}": (f"i like {' '.join(draws.choice(common, 3))} and {'sailing' if own else 'chess'}",)
+        for i, own in enumerate(holds)
+    }
+    return attributes.Traits(texts, holds, "likes sailing")
+
+
+def test_a_trait_is_told_by_words_until_they_are_taken_out(tmp_path: Path) -> None:
+    def scrub(texts: Sequence[str]) -> list[str]:
+        return [text.rsplit(" ", 1)[0] for text in texts]
+
+    words, updates = attributes.attack_traits(tmp_path, ROOT, invented_traits(rng(), 12), scrub)
+    assert words.unprotected.value == 1.0
+    assert words.protected.value < 0.8
+    assert updates.holds
+    assert updates.protected.low <= updates.chance
+
+
+def test_the_guess_of_a_person_never_rests_on_that_persons_own_trait() -> None:
+    """Leave one out: with the trait of one person turned round, the guess of that person stays."""
+    draws = np.random.default_rng(8)
+    rows, holds = draws.normal(size=(14, 30)), np.arange(14) % 3 == 0
+    texts = [" ".join(draws.choice(["a", "b", "c", "d", "e", "f"], 3)) for _ in range(14)]
+    for i in range(14):
+        turned = holds.copy()
+        turned[i] = not turned[i]
+        assert attributes.by_ridge(rows, holds)[i] == attributes.by_ridge(rows, turned)[i]
+        assert attributes.by_words(texts, holds)[i] == attributes.by_words(texts, turned)[i]
+
+
+def test_facts_are_read_ranked_and_too_few_are_refused(tmp_path: Path) -> None:
+    profiles = tmp_path / "profiles.jsonl"
+    lines = [{"user": f"p{i}", "profile": {"privacy_info": f"Fact {i}; Other {i}; Third"}} for i in range(6)]
+    profiles.write_text("\n".join(json.dumps(line) for line in [*lines, {"user": "q", "profile": {}}]))
+    found = facts.read_facts(profiles, "privacy_info")
+    assert found[0] == ("Fact 0", "Other 0")
+    assert len(found) == 6
+    size = release.Size(people=3, others=3, rank=8, training=Training(rounds=1, steps=1))
+    attack = facts.attack_facts(tmp_path, ROOT, rng(), found, size)
+    assert attack.allowed >= 0.5
+    with pytest.raises(ConfigError, match="6 people"):
+        facts.attack_facts(tmp_path, ROOT, rng(), found, release.Size())
+
+
+@pytest.mark.parametrize("family", ["trait", "facts"])
+def test_attacks_that_need_files_say_so(family: str) -> None:
+    assert confide.run(confide.confide, ["audit", "attacks", "--only", family]) == 2
+
+
+def test_profiles_that_are_none_are_refused(tmp_path: Path) -> None:
+    people, profiles = tmp_path / "people.jsonl", tmp_path / "profiles.jsonl"
+    people.write_text('{"user": "ann", "text": "hello"}\n')
+    profiles.write_text('{"user": "ann", "profile": {"age": 40}}\n')
+    with pytest.raises(ConfigError, match="fewer than ten"):
+        attributes.read_traits(people, profiles, "age")
+    profiles.write_text("no json")
+    with pytest.raises(ConfigError, match="lines of user"):
+        attributes.read_traits(people, profiles, "age")
 
 
 @pytest.mark.slow

@@ -1,0 +1,199 @@
+"""`confide device`: a person's own model over their own text, which stays on this device."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from client.vault import Vault, home_folder
+from client.vault_key import PASSPHRASE, PASSPHRASE_VARIABLE, Opener, opener_from, opens_by
+from privacy.errors import ConfigError, VaultError
+
+device = typer.Typer(
+    help="Your own model over your own text, which stays on this device.", no_args_is_help=True, add_completion=False
+)
+FLASH = "Flash storage may keep old blocks of what was overwritten; they are encrypted under the vault's key."
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def open_vault() -> Vault:
+    """Return this person's vault, open; asks for the passphrase at a terminal. Raises VaultError."""
+    folder = home_folder()
+    opener = opener_from()
+    if opens_by(folder) == PASSPHRASE and not opener.passphrase:
+        opener = Opener(passphrase=_typed("Passphrase: "))
+    return Vault.open(folder, opener)
+
+
+def say(facts: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print the facts as one JSON object, or the text for people."""
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+@device.command()
+def init(as_json: AsJson = False) -> None:
+    """Make an empty vault. Its key is in your keyring, or under a passphrase."""
+    folder, opener = home_folder(), opener_from()
+    if not opener.passphrase and opener.keyring is None:
+        first = _typed("No keyring here. Choose a passphrase: ")
+        if first != _typed("Once more: "):
+            raise VaultError("the two passphrases differ; nothing was made")
+        opener = Opener(passphrase=first)
+    Vault.create(folder, opener).close()
+    by = opens_by(folder)
+    say({"home": str(folder), "opens_by": by}, f"An empty vault in {folder}, opened by your {by}.", as_json)
+
+
+def _typed(prompt: str) -> str:
+    if not sys.stdin.isatty():
+        raise VaultError(f"no terminal to ask for a passphrase: set {PASSPHRASE_VARIABLE}")
+    text = typer.prompt(prompt.rstrip(": "), hide_input=True)
+    if not text:
+        raise VaultError("an empty passphrase protects nothing")
+    return str(text)
+
+
+@device.command()
+def add(
+    place: Annotated[Path, typer.Argument(help="A folder of notes, a git repository, .mbox, .eml, .csv, .jsonl.")],
+    me: Annotated[list[str] | None, typer.Option("--me", help="An address, name or user of yours there.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Take back what you had forgotten one by one.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import text; again, to take in what is new."""
+    from client.importers import add as add_place
+
+    console = Console(stderr=True)
+    with open_vault() as vault, console.status(f"reading {place.name}", spinner="dots") as status:
+
+        def read(done: int) -> None:
+            status.update(f"reading {place.name}: {done}")
+
+        counts = add_place(vault, place, me or (), read, again)
+    lines = [
+        f"source {counts.source}, {counts.kind}: {counts.new} new, {counts.changed} changed, {counts.same} as before"
+        + (f", {counts.ratings} ratings" if counts.ratings else "")
+        + (f"; {counts.others} hold other people's words alone" if counts.others else "")
+    ]
+    lines += [f"skipped {count}: {reason}" for reason, count in counts.skipped.most_common()]
+    lines += [f"  {line}" for line in counts.shown[:5]]
+    say(counts.to_json(), "\n".join(lines), as_json)
+
+
+@device.command()
+def status(as_json: AsJson = False) -> None:
+    """What the vault holds, source by source, and what it is used for."""
+    with open_vault() as vault:
+        facts = vault_facts(vault)
+    lines = [f"{facts['documents']} documents, {facts['ratings']} ratings, {facts['own_words']} words of yours"]
+    lines += [
+        f"source {s['source']}: {s['kind']} {s['place']}: {s['documents']} documents,"
+        f" for {', '.join(s['for']) or 'nothing'}"
+        for s in facts["sources"]
+    ]
+    say(facts, "\n".join(lines), as_json)
+
+
+@device.command()
+def train(
+    kind: Annotated[str, typer.Option(help="lora, ia3 or prompt: the kind of your own adapter.")] = "lora",
+    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
+    record_epsilon: Annotated[
+        float | None, typer.Option(help="Train with document-level differential privacy of this epsilon.", min=0.01)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="The longest training.", min=1)] = 180.0,
+    hours: Annotated[tuple[int, int], typer.Option(help="The hours of the day in which it may begin.")] = (0, 24),
+    as_json: AsJson = False,
+) -> None:
+    """Train your own adapter, measure it on text of yours held back, and choose what serves you best."""
+    from client.assistant import open_assistant
+    from client.personal import Limits
+    from client.personal import train as train_in
+
+    with open_vault() as vault, Console(stderr=True).status("training", spinner="dots") as status:
+        assistant = open_assistant(vault, model)
+        limits = Limits(seconds=seconds, first_hour=hours[0], last_hour=hours[1])
+        made = train_in(vault, assistant.model, kind, record_epsilon, limits)
+        choice = assistant.personalize(lambda arm: status.update(f"measuring {arm}"))
+    facts = {"adapter": made.number, "kind": made.kind, "documents": made.documents, "tokens": made.tokens}
+    facts |= {"seconds": made.seconds, "record_epsilon": made.privacy.epsilon if made.privacy else None}
+    bits = [f"  {name}: {value:.3f} bits a token" for name, value in choice.bits.items()]
+    text = f"Adapter {made.number}: {made.documents} texts, {made.tokens} tokens of yours, {made.seconds:.0f} s."
+    say(facts | {"choice": choice.to_json()}, "\n".join([text, choice.words, *bits]), as_json)
+
+
+@device.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
+    most_tokens: Annotated[int, typer.Option(help="The longest reply.", min=1, max=2048)] = 128,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the model that knows your text. Nothing leaves this device."""
+    from client.assistant import open_assistant
+
+    with open_vault() as vault, Console(stderr=True).status("thinking", spinner="dots"):
+        assistant = open_assistant(vault, model)
+        told = assistant.ask(question, most_tokens)
+    shown = [f"  [{n}] document {p.document}, {p.title}" for n, p in enumerate(told.shown, 1)]
+    say(told.to_json(), "\n".join([told.text, "", told.used, *shown]), as_json)
+
+
+@device.command()
+def forget(
+    document: Annotated[list[int] | None, typer.Option(help="A document, by its number.")] = None,
+    source: Annotated[list[int] | None, typer.Option(help="A source with all its documents.")] = None,
+    before: Annotated[datetime | None, typer.Option(help="Everything written before a day.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Destroy the vault's key and file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Forget text, and all that was made of it."""
+    from client.forget import Wanted
+    from client.forget import forget as forget_in
+
+    day = before.replace(tzinfo=UTC).timestamp() if before else None
+    wanted = Wanted(tuple(document or ()), tuple(source or ()), day)
+    if everything == (wanted != Wanted()):
+        raise ConfigError("say what: --document N, --source N, --before DAY, or --all alone")
+    with open_vault() as vault:
+        if everything:
+            vault.destroy()
+            say({"destroyed": True}, f"The key is destroyed and the vault deleted. {FLASH}", as_json)
+            return
+        made = forget_in(vault, wanted)
+    text = (
+        f"Forgotten: {len(made.documents)} documents with {made.vectors} embeddings,"
+        f" {made.profile_lines} profile lines, {made.pseudonyms} pseudonyms, {made.chats} chats,"
+        f" {made.ratings} ratings, {made.adapters} own adapters."
+        f"\n{made.releases}\n{FLASH}"
+    )
+    say(made.to_json(), text, as_json)
+
+
+def vault_facts(vault: Vault) -> dict[str, Any]:
+    """Return what a vault holds, in numbers, source by source."""
+    rows = vault.select(
+        "SELECT s.id, s.kind, s.place, (SELECT count(*) FROM document d WHERE d.source = s.id),"
+        " (SELECT group_concat(purpose) FROM consent c WHERE c.source = s.id AND c.granted) FROM source s ORDER BY s.id"
+    )
+    sources = [
+        {"source": n, "kind": kind, "place": place, "documents": count, "for": granted.split(",") if granted else []}
+        for n, kind, place, count, granted in rows
+    ]
+    return {
+        "home": str(vault.folder),
+        "documents": vault.one("SELECT count(*) FROM document"),
+        "own_words": vault.one("SELECT coalesce(sum(own_words), 0) FROM document"),
+        "ratings": vault.one("SELECT count(*) FROM interaction"),
+        "adapters": vault.one("SELECT count(*) FROM adapter"),
+        "sources": sources,
+    }
