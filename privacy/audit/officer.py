@@ -51,7 +51,7 @@ class Given:
 def officer_document(verdict: Verdict, given: Given) -> Document:
     """Return the report; the same files give the same report."""
     facts: dict[str, Any] = dict(verdict.facts)
-    numbered = Numbered.of(verdict, given.evidence, given.extra)
+    numbered = Numbered.of(verdict, given.evidence, given.extra, given.code_sha256)
     holds = numbered.holds
     stamp = (
         "" if not facts or facts.get("private") else "NOT PRIVATE: charges without fresh noise. No figure is claimed."

@@ -31,12 +31,20 @@ class Numbered:
         verdict: Verdict,
         evidence: Mapping[str, Mapping[str, Any]],
         extra: Iterable[tuple[str, str, str]] = (),
+        code_sha256: str = "",
     ) -> Numbered:
-        """Return the findings of a verdict, then what the files of evidence say, numbered in this order."""
+        """Return the findings of a verdict, then what the files of evidence say, numbered in this order.
+
+        What held for other code than `code_sha256` was not checked for this one; what was violated there stays so.
+        """
         rows = [(each.check, each.title, each.outcome.value, each.detail) for each in verdict.findings]
         rows += [(f"extra:{title}", title, outcome, detail) for title, outcome, detail in extra]
         for name, read in (("mechanism", _layers), ("bugs", _bugs), ("attacks", _attacks), ("scrub", _scrub)):
-            rows += read(evidence[name]) if name in evidence else [(name, _titles[name], "unchecked", ABSENT[name])]
+            if name not in evidence:
+                rows.append((name, _titles[name], "unchecked", ABSENT[name]))
+                continue
+            same = name == "scrub" or evidence[name].get("code_sha256") == code_sha256
+            rows += read(evidence[name]) if same else [_of_other_code(row) for row in read(evidence[name])]
         items = (Evidence(f"E{i}", title, outcome, detail) for i, (_, title, outcome, detail) in enumerate(rows, 1))
         return cls(tuple(items), tuple(key for key, *_ in rows))
 
@@ -77,6 +85,11 @@ _titles = {
     "attacks": "Attacks",
     "scrub": "Scrubbing, measured against labels",
 }
+
+
+def _of_other_code(row: Row) -> Row:
+    key, title, outcome, detail = row
+    return key, title, "unchecked" if outcome == "holds" else outcome, f"of OTHER code than made this report: {detail}"
 
 
 def _layers(found: Mapping[str, Any]) -> list[Row]:

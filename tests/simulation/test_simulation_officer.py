@@ -11,9 +11,10 @@ from typing import Any, get_args
 import pytest
 
 import confide
-from privacy.audit.document import Block, Chart, Mark, Table, percentile
+from privacy.audit.document import Block, Chart, EvidenceList, Mark, Table, percentile
 from privacy.audit.officer import ABOUT
 from privacy.record import RecordCharge
+from simulation.mechanism.code import code_sha256
 from simulation.officer import pdf
 from simulation.officer.cli import build
 from simulation.officer.record_check import record_lines_by_opacus
@@ -185,9 +186,19 @@ def test_evidence_that_is_not_what_its_command_writes_is_an_error(run: Path, nam
     assert report(run, "--no-pdf") == 2
 
 
-def test_evidence_of_other_code_says_so(run: Path) -> None:
+def outcomes(run: Path) -> dict[str, str]:
+    blocks = [block for section in build(run).sections for block in section.blocks if isinstance(block, EvidenceList)]
+    return {item.title: item.outcome for block in blocks for item in block.items}
+
+
+def test_what_held_for_other_code_is_not_checked_and_what_was_violated_stays_so(run: Path) -> None:
+    give(run, "mechanism", MECHANISM | {"code_sha256": code_sha256()})
+    assert outcomes(run)["Mechanism, one run"] == "holds"
     give(run, "mechanism", MECHANISM)
+    assert outcomes(run)["Mechanism, one run"] == "unchecked"
     assert "OTHER code" in json.dumps(build(run).as_dict())
+    give(run, "mechanism", MECHANISM | {"layers": [MECHANISM["layers"][0] | {"holds": False}]})
+    assert outcomes(run)["Mechanism, one run"] == "violated"
 
 
 def test_text_from_files_is_never_markup(run: Path) -> None:
