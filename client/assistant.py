@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from client.attributes import generalised
 from client.base_model import DEFAULT_MODEL, base_model_path
 from client.encoder import MINILM, Encoder, open_encoder
 from client.generate import reply
@@ -53,7 +55,7 @@ class Assistant:
         """Return what the vault and the passages of an index say of the person."""
         rows = self.vault.select("SELECT name, value FROM attribute")
         common = self.encoder.common_words(COMMON_WORDS) if self.encoder is not None else ()
-        return about_of(index.passages, dict(rows), common)
+        return about_of(index.passages, generalised(dict(rows), datetime.now(UTC).date()), common)
 
     def personalize(self, report: Callable[[str], None] = lambda _step: None) -> Choice:
         """Score what could serve this person on the held-back slice, keep the choice in the vault and return it."""
