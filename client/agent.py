@@ -64,6 +64,7 @@ class Device:
         record: RecordCharge | None = None,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
+        self.allowed: frozenset[str] | None = None  # purposes that the owner's dial allows; None: all of the policy's
         self.learner, self.record = learner, record
         self.directory, self._journal = directory, journal or FileJournal(home)
         self._key, self._noise_key, self._verify = signing_key, noise_key, verify
@@ -188,7 +189,9 @@ class Device:
             self.ledger.see(note, signer, proofs.get(seen.size, ()) if seen is not None else ())
 
     def _permit(self, query: Query, event: bytes, rows: Rows | None) -> None:
-        """Refuse what the policy does not grant. An event charged before a crash is not charged again."""
+        """Refuse what the owner or the policy does not grant. An event charged before a crash is not charged again."""
+        if self.allowed is not None and query.purpose not in self.allowed:
+            raise PolicyRefused(RefusalCode.PURPOSE)
         with self.books:
             self.policy.check(query, *self.ledger.spent(event))
         if query.sampling is not None and not takes_part(self._noise_key, query, self.device_id):

@@ -59,6 +59,7 @@ class AgentSettings:
     document_clip: float = 1.0
     hold_s: float = 60.0
     tick_s: float = 0.25
+    dial: str = "all"  # joining is the owner's choice; less than all is one more (`client.dial`)
 
     def __post_init__(self) -> None:
         if not is_name(self.device) or not self.model:

@@ -179,6 +179,30 @@ def forget(
     say(made.to_json(), text, as_json)
 
 
+@device.command()
+def dial(
+    stop: Annotated[str, typer.Argument(help="alone, metrics, personas or all; nothing: show where it stands.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """How far this device answers a federation; it stands at `alone` until you turn it."""
+    from client.assistant import CHOICE_SETTING
+    from client.dial import STOPS, turn, turns, where
+
+    with open_vault() as vault:
+        if stop:
+            turn(vault, stop)
+        at, changes = where(vault), turns(vault)
+        choice = json.loads(vault.setting(CHOICE_SETTING, "{}"))
+    gain = choice.get("checked_gain")
+    measured = "not measured: `confide device train`" if gain is None else f"{gain:.1%} on text held back"
+    lines = [
+        f"{'>' if name == at else ' '} {name}: {', '.join(purposes) or 'nothing leaves'}"
+        for name, purposes in STOPS.items()
+    ]
+    lines.append(f"Alone, your own model gains {measured}. No federation is joined: every stop costs epsilon 0.")
+    say({"dial": at, "turns": len(changes), "gain_alone": gain}, "\n".join(lines), as_json)
+
+
 def vault_facts(vault: Vault) -> dict[str, Any]:
     """Return what a vault holds, in numbers, source by source."""
     rows = vault.select(

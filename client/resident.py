@@ -27,6 +27,7 @@ from typing import Any
 from client.agent import Device
 from client.agent_home import AgentHome
 from client.deliveries import Deliveries
+from client.dial import allowed
 from client.documents import Document, Person
 from client.learner import TextLearner
 from client.listener import PersonSocket, RelaySocket, Reply
@@ -83,6 +84,7 @@ class Resident:
         self.ledger = Ledger(home.ledger_file, key, owner)
         self.ledger.grant((home.folder / "policy.json").read_bytes())
         self.device = Device(settings.device, answers, policy, self.ledger, key, noise_key, None, directory=directory)
+        self.device.allowed = allowed(settings.dial)
         # Encoded before anybody asks: how long it takes depends on how much text there is.
         self._learner = TextLearner(self._model, self.settings.training, self.settings.max_document_tokens)
         self.own_tokens = self._learner.add(settings.device, self._documents)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import client.agent
 from client.agent import Device, open_devices
 from client.contribution import Rows
+from client.dial import STOPS, allowed
 from privacy.adapter import AdapterLayout, Cores, Site, rows_sha256, state_sha256
 from privacy.answer import make_answer
 from privacy.errors import BudgetExhausted, LedgerError, PolicyRefused
@@ -270,6 +271,16 @@ def test_rows_of_another_width_than_the_adapters_are_refused(home: Home, width: 
 def test_an_objective_that_the_policy_does_not_grant_is_refused(home: Home) -> None:
     assert home.code(replace(QUERY, objective="reply-only")) == RefusalCode.OBJECTIVE
     assert home.kinds() == ["GENESIS"]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_what_is_beyond_the_owners_dial_is_refused_and_costs_nothing(home: Home, stop: str) -> None:
+    home.device.allowed = allowed(stop)
+    if stop == "all":
+        assert isinstance(decode(home.ask()), Answer)
+        return
+    assert home.code() == RefusalCode.PURPOSE
+    assert home.kinds() == ["GENESIS"] and not list(home.answers.iterdir())
 
 
 # -- charged before anything is computed --------------------------------------------------------------------------
