@@ -28,6 +28,7 @@ from simulation.config import RunConfig
 from simulation.engine import LocalCourier, RunWatch, Vector, plan_of, run_without_noise, shadow_of
 from simulation.flower import run_over_flower
 from simulation.host import HostPool, Hosts, HostSettings
+from simulation.mechanism.code import code_sha256
 from simulation.progress import Progress
 from simulation.public_tables import public_of
 from simulation.report import write_report
@@ -255,6 +256,7 @@ def _manifest(config: RunConfig, report: Report) -> dict[str, Any]:
         "seed": config.seed,
         "versions": versions(),
         "hashes": report["hashes"],
+        "code_sha256": code_sha256(),
         "machine": platform.machine(),
         "not_private": report["not_private"],
     }

@@ -322,6 +322,12 @@ def _budget(facts: Mapping[str, Any], given: Given) -> list[Block]:
     return blocks
 
 
+def _code(given: Given) -> str:
+    """Return the hash of the code that ran, and whether it is the code that reports (and that evidence must be of)."""
+    ran = str(given.manifest.get("code_sha256") or "unknown when the run ended")
+    return f"{ran}, " + ("which also made this report" if ran == given.code_sha256 else "NOT the code of this report")
+
+
 def _mechanism(facts: Mapping[str, Any], given: Given) -> list[Block]:
     m = facts.get("mechanism")
     if not m:
@@ -339,7 +345,7 @@ def _mechanism(facts: Mapping[str, Any], given: Given) -> list[Block]:
         ),
         ("transport", str(m["transport"])),
         ("accountant", "zCDP in exact fractions (enforced); exact Gaussian DP and PLD beside it"),
-        ("code", given.code_sha256 or "unknown"),
+        ("code", _code(given)),
         (
             "versions",
             ", ".join(f"{k} {v}" for k, v in sorted((given.report.get("versions") or {}).items())) or "unknown",

@@ -31,6 +31,7 @@ from privacy.release import verify_release
 from privacy.wire import Answer, decode
 from server.registry import write_release
 from simulation.evaluate_run import evaluate_run
+from simulation.mechanism.code import code_sha256
 from simulation.population import load_people
 from simulation.progress import Progress
 from simulation.run import simulate
@@ -147,6 +148,7 @@ def test_the_manifest_says_what_ran_and_holds_no_secret(plain: Finished) -> None
     assert manifest["config"]["adapter.rank"] == 4
     assert {"python", "torch", "opacus", "dp-accounting"} <= set(manifest["versions"])
     assert {"people", "model", "basis", "policy", "release"} <= set(manifest["hashes"])
+    assert manifest["code_sha256"] == code_sha256()
     assert manifest["replayed_noise"] is False
     keys = json.loads((plain.folder / "checkpoints" / "keys.json").read_text())
     public = "".join(p.read_text(errors="ignore") for p in plain.folder.glob("*.*"))
