@@ -16,7 +16,7 @@ import typer
 
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
-from simulation.attacks import attributes, inversion, persona, release
+from simulation.attacks import attributes, inversion, matching, persona, release
 from simulation.attacks import facts as private_facts
 from simulation.attacks.outcome import Attack
 from simulation.mechanism.cli import Json, Save, Seed, quiet_devices
@@ -93,7 +93,10 @@ def run(family: Family, folder: Path, seed: int | None, files: Files = Files()) 
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[Family, Callable[[], list[Attack]]] = {
         Family.RELEASE: lambda: release.attack_release(folder, root, rng, release.Size()),
-        Family.INVERSION: lambda: [inversion.attack_update(folder, root, rng, inversion.Size())],
+        Family.INVERSION: lambda: [
+            inversion.attack_update(folder, root, rng, inversion.Size()),
+            matching.attack_by_matching(folder / "matching", root, rng, inversion.Size(people=8, rank=8)),
+        ],
         Family.PERSONA: lambda: [persona.attack_persona(folder, root, rng, persona.Size())],
         Family.TRAIT: lambda: _traits(folder, root, files),
         Family.FACTS: lambda: _facts(folder, root, rng, files),

@@ -12,7 +12,7 @@ With protection the server holds a masked vector of that device, and a sum with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -45,8 +45,20 @@ class Size:
     characters: int = 16
 
 
-def attack_update(folder: Path, root: bytes, rng: np.random.Generator, size: Size) -> Attack:
-    """Return the attack on everybody's first update."""
+@dataclass(frozen=True)
+class Held:
+    """What there is of everybody's first update: bare answers, masked vectors, and the one noisy sum."""
+
+    model: LanguageModel
+    texts: Sequence[str]
+    bare: Sequence[Vector]
+    masked: Sequence[Vector]
+    total: Vector
+    mu: float
+
+
+def held(folder: Path, root: bytes, rng: np.random.Generator, size: Size) -> Held:
+    """Return the first updates of a federation of `size`, unprotected and as a server has them."""
     model = tiny_model(folder / "model", size.rank)
     assert model.layout is not None
     texts = [invented(rng, "").text[: size.characters] for _ in range(size.people)]
@@ -63,20 +75,36 @@ def attack_update(folder: Path, root: bytes, rng: np.random.Generator, size: Siz
     finally:
         federation.close()
     masked = [masked_vector(told.frames[user]) for user in federation.people.users]
-    off = _hits(model, [vector.astype(np.float64) for vector in answers], texts)
-    by_mask = _hits(model, masked, texts)
-    by_sum = _hits(model, [told.total.astype(np.float64)] * len(texts), texts)
-    trials = sum(map(len, texts))
-    on = max(by_mask, by_sum)
-    allowed = allowed_guess(2 * mu, 1 / len(CHARACTERS))
+    return Held(model, texts, [v.astype(np.float64) for v in answers], masked, told.total.astype(np.float64), mu)
+
+
+def attack_update(folder: Path, root: bytes, rng: np.random.Generator, size: Size) -> Attack:
+    """Return the attack on everybody's first update."""
+    known = held(folder, root, rng, size)
+    return outcome("inversion", "text from one update (span check)", known, read, CHARACTERS)
+
+
+def outcome(
+    name: str, title: str, known: Held, reader: Callable[[LanguageModel, Vector, int], str], characters: Sequence[str]
+) -> Attack:
+    """Return what `reader` reads, off and on, where guessing is one of `characters`."""
+
+    def hits(vectors: Sequence[Vector]) -> int:
+        found = [reader(known.model, vector, len(text)) for vector, text in zip(vectors, known.texts, strict=True)]
+        pairs = zip(found, known.texts, strict=True)
+        return sum(a == b for guess, text in pairs for a, b in zip(guess, text, strict=True))
+
+    trials = sum(map(len, known.texts))
+    on = max(hits(known.masked), hits([known.total] * len(known.texts)))
+    allowed = allowed_guess(2 * known.mu, 1 / len(characters))
     return Attack(
-        "inversion",
-        "text from one update (span check)",
-        share(off, trials, "characters read from a bare update"),
+        name,
+        title,
+        share(hits(known.bare), trials, "characters read from a bare update"),
         share(on, trials, "characters read from the masked vector or the sum, whichever gave more"),
-        1 / len(CHARACTERS),
+        1 / len(characters),
         allowed,
-        f"allowed up to {allowed:.2f} by mu = {mu:.2f} for one character, one in {len(CHARACTERS)} by chance",
+        f"allowed up to {allowed:.2f} by mu = {known.mu:.2f} for one character, one in {len(characters)} by chance",
     )
 
 
@@ -84,12 +112,6 @@ def masked_vector(frames: Sequence[bytes]) -> Vector:
     """Return the masked vector that the server has of a device, lifted."""
     found = [message for message in map(decode, frames) if isinstance(message, Masked)]
     return from_ring(found[0].vector).astype(np.float64)
-
-
-def _hits(model: LanguageModel, vectors: Sequence[Vector], texts: Sequence[str]) -> int:
-    """Return how many characters of all texts are read, each at its place."""
-    found = [read(model, vector, len(text)) for vector, text in zip(vectors, texts, strict=True)]
-    return sum(a == b for guess, text in zip(found, texts, strict=True) for a, b in zip(guess, text, strict=True))
 
 
 def read(model: LanguageModel, vector: Vector, length: int) -> str:

@@ -12,7 +12,7 @@ import pytest
 import confide
 from privacy.audit.bounds import normal_tail
 from privacy.errors import ConfigError
-from simulation.attacks import attributes, facts, inversion, persona, release
+from simulation.attacks import attributes, facts, inversion, matching, persona, release
 from simulation.attacks.federation import Training
 from simulation.attacks.outcome import Attack, Success, allowed_guess, allowed_pair, ranking, share
 from simulation.attacks.tiny import tiny_model
@@ -76,6 +76,15 @@ def test_a_text_of_more_positions_than_the_rank_is_not_read_by_the_span_check(tm
     """Why the check needs short texts, and why it says nothing about long ones."""
     found = inversion.attack_update(tmp_path, ROOT, rng(), inversion.Size(people=3, rank=8, characters=16))
     assert found.unprotected.value < 0.5
+
+
+def test_a_text_longer_than_the_rank_is_read_by_matching_its_gradient(tmp_path: Path) -> None:
+    """28 characters; at 1 in 27 by chance, 5 right ones would be found by guessing once in two hundred times."""
+    size = inversion.Size(people=2, rank=8, characters=14)
+    found = matching.attack_by_matching(tmp_path, ROOT, rng(), size)
+    assert found.has_teeth and found.unprotected.value > 5 / 28
+    assert found.protected.value < found.unprotected.value
+    assert found.holds
 
 
 def test_attacks_on_a_release_run_to_their_end_at_a_size_that_shows_nothing(tmp_path: Path) -> None:
