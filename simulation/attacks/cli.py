@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -65,6 +66,7 @@ def attacks(
     import torch
 
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # of packages about each other; this process is the command's own
     found: list[Attack] = []
     with tempfile.TemporaryDirectory(prefix="confide-attacks-") as name, quiet_devices():
         for family in only or [each for each in Family if each not in (Family.TRAIT, Family.FACTS)]:
