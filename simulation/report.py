@@ -81,7 +81,7 @@ def _view(report: Report) -> dict[str, Any]:
         "in_table": [(row, wording.best_arm(row["bits"])) for row in in_table[:PERSON_ROWS_SHOWN]],
         "others": others[:PERSON_ROWS_SHOWN],
         "cut": max(len(in_table), len(others)) > PERSON_ROWS_SHOWN,
-        "noise_meaning": wording.noise_meaning(report["privacy"]["noise_ratio"]),
+        "noise_meaning": wording.noise_meaning(report["rounds"]),
         "round_bits": any("bits_per_token" in row for row in report["rounds"]),
         "gain_svg": _drawing(figures.gain_plot(_gain_rows(report, arms, labels))),
         "spread_svg": _drawing(figures.spread_plot(_spread(report["people"]))),

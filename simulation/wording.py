@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from simulation.report_schema import Report
+from privacy.plan import USABLE_SHARE
+from privacy.schedule import gain_kept
+from simulation.report_schema import Report, Round
 
 ARM_LABELS: Mapping[str, str] = {
     "base": "base",
@@ -98,21 +100,22 @@ def best_arm(bits: Mapping[str, float]) -> str | None:
     return min(candidates, key=lambda name: (candidates[name], name)) if candidates else None
 
 
-def noise_meaning(ratio: float | None) -> str:
-    """Return in words how much of a step survives noise `ratio` times as long as the signal.
+GAIN_LEFT = ((0.95, "nearly all"), (USABLE_SHARE, "most"), (0.5, "more than half"), (0.0, "less than half"))
 
-    Noise spreads evenly over all coordinates while steps add up along few, so a ratio somewhat over one still learns;
-    the bounds 0.2 and 2.5 are the planner's own.
+
+def noise_meaning(rounds: Sequence[Round]) -> str:
+    """Return in words how much of the gain the noise of these rounds leaves, by the forecast of `confide plan`.
+
+    The global rounds with a signal count: noise over clip is `noise_ratio` times `alpha`, the same in each but for how
+    many answered.
     """
-    if ratio is None:
+    told = [row for row in rounds if row["purpose"] == "train.global" and row["noise_ratio"] and row["alpha"]]
+    if not told:
         return "not measured, or no noise was added"
-    if ratio <= 0.2:
-        return "the noise is a small part of a step and costs next to nothing"
-    if ratio <= 1.0:
-        return "the noise is shorter than the step; most of it survives"
-    if ratio <= 2.5:
-        return "the noise is longer than the step but points everywhere; much of the step survives"
-    return "the step is buried: more people, fewer numbers or more epsilon would be needed"
+    kept = gain_kept(max((row["noise_ratio"] or 0) * (row["alpha"] or 0) for row in told), len(told))
+    left = next(words for least, words in GAIN_LEFT if kept >= least)
+    said = f"noise points everywhere while steps add up; {left} of the gain without it is to be expected"
+    return said if kept >= USABLE_SHARE else f"{said}: more people, fewer numbers or more epsilon would leave more"
 
 
 def epsilon_meaning(epsilon: float | None) -> str:
