@@ -200,8 +200,10 @@ class LanguageModel:
         self.layout = basis.layout
         self.activate(GLOBAL)
 
-    def add_own(self, rank: int, modules: Sequence[str], kind: str = "lora") -> None:
+    def add_own(self, rank: int, modules: Sequence[str], kind: str = "lora", top_layers: int | None = None) -> None:
         """Add an untrained adapter `own` on the named modules ("q_proj", …) of the adapted layers, in place of another.
+
+        `top_layers` keeps it to the topmost so many of them: what lies below then needs no backward pass.
 
         `kind` "lora" of `rank` stands beside the shared cores where there are any; "ia3" scales what the modules give
         and stands alone (PEFT mixes the two in no model); "prompt" is `rank` vectors before the adapted layers, the
@@ -213,7 +215,13 @@ class LanguageModel:
                 raise ModelError("a soft prompt needs an architecture whose layers can be cut in two")
             self.prompt = nn.Embedding(rank, self.head.shape[1], device=self.device).requires_grad_(False)
             return
-        names = [name for name in self.linear_modules() if name.rsplit(".", 1)[-1] in modules]
+        lowest = 0 if top_layers is None else self.depth - top_layers
+        stem = f"{_name_of(self.net, self.inner)}{self._layers_name}."
+        names = [
+            name
+            for name in self.linear_modules()
+            if name.rsplit(".", 1)[-1] in modules and int(name[len(stem) :].split(".", 1)[0]) >= lowest
+        ]
         if not names:
             raise ModelError(f"the adapted layers have none of the modules {', '.join(modules)}")
         config: PeftConfig = LoraConfig(

@@ -38,6 +38,7 @@ LEAST = {
     "own.people": 0,
     "own.tokens": 1,
     "own.rank": 1,
+    "own.layers": 1,
     "own.epochs": 1,
     "own.record_epochs": 1,
     "evaluation.test_tokens": 1,
@@ -142,11 +143,12 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class OwnConfig:
-    """The own adapters of the evaluation: for how many people, from how much of their text."""
+    """The own adapters of the evaluation: for how many people, from how much of their text, in how many top layers."""
 
     people: int = 12
     tokens: int = 320
     rank: int = 8
+    layers: int = 10
     epochs: int = 2
     record_epochs: int = 1
     learning_rate: float = 1e-3

@@ -109,7 +109,7 @@ class HostWork:
         self.model = LanguageModel.load(settings.model_path, top_layers=config.adapter.layers)
         basis = Basis.load(Path(settings.basis_file))
         self.model.attach(basis)
-        self.model.add_own(config.own.rank, OwnTraining().modules)
+        self.model.add_own(config.own.rank, OwnTraining().modules, top_layers=config.own.layers)
         training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip, record_noise(config))
         updates = self.folder / "checkpoints" / "updates"
         twice = config.compare_without_noise and config.privacy.transport != "off"

@@ -302,6 +302,13 @@ def test_own_adapters_sit_on_any_linear_module_of_the_adapted_layers(new_model: 
     assert set(model.linear_modules()) == before, "adapters are not modules that adapters may sit on"
 
 
+def test_an_own_adapter_may_keep_to_the_top_layers(new_model: NewModel) -> None:
+    model = new_model(3)
+    model.add_own(2, ("q_proj",), top_layers=1)
+    adapted = {name for name, _ in model.net.named_modules() if name.endswith("lora_A.own")}
+    assert len(adapted) == 1 and f".{model.depth - 1}." in next(iter(adapted))
+
+
 def test_an_own_adapter_on_no_module_is_refused(cored: LanguageModel) -> None:
     with pytest.raises(ModelError, match="none of the modules key_proj"):
         cored.add_own(2, ["key_proj"])

@@ -71,6 +71,7 @@ OTHER = {
     "own.people": 4,
     "own.tokens": 99,
     "own.rank": 2,
+    "own.layers": 3,
     "own.epochs": 3,
     "own.record_epochs": 2,
     "own.learning_rate": 0.5,
