@@ -174,7 +174,7 @@ def plan(campaign: Campaign) -> Plan:
         sybil_floor_epsilon=epsilon_zcdp(rho * cohort.honest, delta),
         noise_ratio=ratio,
         noise_to_clip=ratio * campaign.alpha,
-        gain_kept=gain_kept(ratio * campaign.alpha, campaign.rounds),
+        gain_kept=gain_kept(ratio, campaign.rounds),
         largest_dim=largest_dim(campaign, CLEAR_RATIO),
         bytes_up=campaign.times * (4 * slots + FRAME_BYTES),
         bytes_down=campaign.times * (4 * campaign.personas * campaign.dim + FRAME_BYTES),
@@ -200,7 +200,7 @@ def noise_ratio(campaign: Campaign) -> float:
 
 def usable_ratio(campaign: Campaign) -> float:
     """Return the `noise_ratio` up to which `USABLE_SHARE` of the gain without noise is left (`gain_kept`)."""
-    return noise_for(USABLE_SHARE, campaign.rounds) / campaign.alpha
+    return noise_for(USABLE_SHARE, campaign.rounds)
 
 
 def largest_dim(campaign: Campaign, ratio: float) -> int:

@@ -90,7 +90,10 @@ def rows(found: Plan) -> list[tuple[str, str]]:
             f"{found.noise_ratio:.2f} of a mean step (usable to {usable_ratio(asked):.1f}), {asked.dim:,} numbers",
         ),
         ("noise to clip", f"{found.noise_to_clip:.2f}"),
-        ("gain kept", f"about {found.gain_kept:.0%} of that without noise, by a fit that is right within 5 points"),
+        (
+            "gain kept",
+            f"about {found.gain_kept:.0%} of that without noise; a fit to two kinds of people, right there within 5 points",
+        ),
         (f"largest core at {CLEAR_RATIO}", f"{found.largest_dim:,} numbers"),
         ("bytes per device", f"{found.bytes_up:,} up, {found.bytes_down:,} down, and the basis once"),
         ("minutes per device", f"{found.minutes:.1f} at {asked.tokens_per_second:.0f} tokens a second"),

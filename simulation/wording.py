@@ -106,13 +106,12 @@ GAIN_LEFT = ((0.95, "nearly all"), (USABLE_SHARE, "most"), (0.5, "more than half
 def noise_meaning(rounds: Sequence[Round]) -> str:
     """Return in words how much of the gain the noise of these rounds leaves, by the forecast of `confide plan`.
 
-    The global rounds with a signal count: noise over clip is `noise_ratio` times `alpha`, the same in each but for how
-    many answered.
+    The global rounds with a signal count, and of them the noise of the first.
     """
     told = [row for row in rounds if row["purpose"] == "train.global" and row["noise_ratio"] and row["alpha"]]
     if not told:
         return "not measured, or no noise was added"
-    kept = gain_kept(max((row["noise_ratio"] or 0) * (row["alpha"] or 0) for row in told), len(told))
+    kept = gain_kept(told[0]["noise_ratio"] or 0, len(told))
     left = next(words for least, words in GAIN_LEFT if kept >= least)
     said = f"noise points everywhere while steps add up; {left} of the gain without it is to be expected"
     return said if kept >= USABLE_SHARE else f"{said}: more people, fewer numbers or more epsilon would leave more"
