@@ -92,8 +92,8 @@ def rows(found: Plan) -> list[tuple[str, str]]:
         ("noise to clip", f"{found.noise_to_clip:.2f}"),
         (
             "gain kept",
-            f"about {found.gain_kept:.0%} of that without noise, if alpha is {asked.alpha:g}: a fit to two kinds of people,"
-            " right there within 5 points",
+            f"about {found.gain_kept:.0%} of that without noise, if alpha is {asked.alpha:g}: a fit to two kinds of"
+            " people, right there within 5 points",
         ),
         (f"largest core at {CLEAR_RATIO}", f"{found.largest_dim:,} numbers"),
         ("bytes per device", f"{found.bytes_up:,} up, {found.bytes_down:,} down, and the basis once"),
