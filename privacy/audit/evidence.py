@@ -223,15 +223,19 @@ def _witness_of(policy: Policy | None) -> Ed25519PublicKey | None:
 
 
 def _report(run: Path) -> Mapping[str, Any] | None:
-    path = run / "report.json"
+    return json_object(run / "report.json", MAX_REPORT_BYTES)
+
+
+def json_object(path: Path, most_bytes: int) -> dict[str, Any] | None:
+    """Return the object in the JSON file `path`, None where there is none; ConfigError for anything else or larger."""
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > MAX_REPORT_BYTES:
-            raise ConfigError(f"cannot read {path}: too large for a report")
+        if path.stat().st_size > most_bytes:
+            raise ConfigError(f"cannot read {path}: too large")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: not JSON") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"cannot read {path}: not a report")
+        raise ConfigError(f"cannot read {path}: not an object")
     return value

@@ -55,15 +55,20 @@ LIMITS = (
 )
 
 
-def audit_page(verdict: Verdict) -> str:
-    """Return the page for a verdict on a RUN; the same verdict gives the same page."""
-    environment = Environment(
+def page_environment() -> Environment:
+    """Return what the audit's pages are made with: everything escaped, and a name that is missing is an error."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def audit_page(verdict: Verdict) -> str:
+    """Return the page for a verdict on a RUN; the same verdict gives the same page."""
+    environment = page_environment()
     environment.filters.update(figure=figure, delta=delta_text, date=date_text, odds=odds, strength=strength)
     template = environment.get_template("audit.html.j2")
     return template.render(

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from privacy.audit.document import Block, Chart, Document
-from privacy.audit.html import TEMPLATES
+from privacy.audit.html import page_environment
 
 
 def officer_page(document: Document) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("officer.html.j2")
+    template = page_environment().get_template("officer.html.j2")
     return template.render(document=document, kind_of=_kind, at=_at)
 
 

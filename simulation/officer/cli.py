@@ -11,7 +11,7 @@ import typer
 
 from privacy.audit.cli import Json, Key, Witnessed, public_key
 from privacy.audit.document import Document
-from privacy.audit.evidence import read_evidence
+from privacy.audit.evidence import json_object, read_evidence
 from privacy.audit.officer import ABOUT, Given, officer_document
 from privacy.audit.officer_page import officer_page
 from privacy.audit.replay import audit_run
@@ -93,17 +93,7 @@ def _record_charges(path: Path, key: Any, witness: Any) -> list[RecordCharge]:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path.name}: too large")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path.name}: not JSON") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path.name}: not an object")
-    return value
+    return json_object(path, MAX_BYTES)
 
 
 def _about(path: Path) -> dict[str, str]:
