@@ -77,8 +77,13 @@ class Assistant:
         arm = by_name.get(kept.get("arm", ""), by_name["hybrid"])
         return by_name["hybrid"] if arm.own and active(self.vault) is None else arm
 
-    def ask(self, question: str, most_tokens: int = 128, kind: str = "", wall: bool = True) -> Told:
+    def ask(
+        self, question: str, most_tokens: int = 128, kind: str = "", wall: bool = True, pseudonyms: bool = False
+    ) -> Told:
         """Return the reply to a question; `wall` False shows imported text as it is, for measuring alone.
+
+        With `pseudonyms` the model sees placeholders in the place of names, numbers and addresses, the same for the
+        same name; in the reply they are put back.
 
         Memories are shown whatever arm serves the person's writing: a question is not a text of their own.
         """
@@ -92,8 +97,16 @@ class Assistant:
         hits = [] if kind == PLAIN else self.index.search(question, PASSAGES, arm.methods or METHODS)
         found = [hit.passage for hit in hits]
         system = context(kind, CHAT, found, self.about(self.index), CONTEXT_TOKENS, self.count, wall)
-        made = reply(self.model, system or templates()[CHAT][PLAIN], question, most_tokens)
-        text = harmless_reply(made.text, question) if wall else made.text
+        system, asked = system or templates()[CHAT][PLAIN], question
+        back: Callable[[str], str] = str
+        if pseudonyms:
+            from client.pseudonym import VaultScrubber  # spaCy loads here
+
+            scrubber = VaultScrubber(self.vault)
+            (system, asked), back = scrubber.hidden([system, question]), scrubber.back
+        made = reply(self.model, system, asked, most_tokens)
+        told = back(made.text)
+        text = harmless_reply(told, question) if wall else told
         used = f"Used {len(found)} passages of yours" if found else "Nothing of yours matched: the base model alone"
         used += ", with your own adapter." if own is not None else "."
         return Told(text, used, tuple(found), made.prompt_tokens, made.tokens)
@@ -105,5 +118,9 @@ class Assistant:
 
 def open_assistant(vault: Vault, model: str = "") -> Assistant:
     """Return the assistant over a vault; `model` empty means the one in the vault's settings, else the embedded one."""
-    name = model or vault.setting(MODEL_SETTING, DEFAULT_MODEL)
-    return Assistant(vault, LanguageModel.load(base_model_path(name)), open_encoder(MINILM))
+    return Assistant(vault, model_of(vault, model), open_encoder(MINILM))
+
+
+def model_of(vault: Vault, model: str = "") -> LanguageModel:
+    """Return the model `model`, loaded; empty means the one in the vault's settings, else the embedded one."""
+    return LanguageModel.load(base_model_path(model or vault.setting(MODEL_SETTING, DEFAULT_MODEL)))

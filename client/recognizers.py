@@ -351,4 +351,7 @@ PLACES = (
     ),
 )
 
-RULES: tuple[Rule, ...] = SECRETS + ONLINE + NUMBERS + ADDRESSES + PEOPLE + PLACES
+# Whatever is a number, for the strength at which all of them go.
+ANY_NUMBER = (_rule("NUMBER", r"(?<!\w)\d(?:[\d.,:/-]{0,30}\d)?(?!\w)", score=0.5),)
+
+RULES: tuple[Rule, ...] = SECRETS + ONLINE + NUMBERS + ADDRESSES + PEOPLE + PLACES + ANY_NUMBER

@@ -38,7 +38,7 @@ def test_a_turn_is_kept_with_its_line_and_a_wrong_one_changes_nothing(vault: Vau
     turn(vault, ALL)
     with pytest.raises(ConfigError):
         turn(vault, "some")
-    assert where(vault) == ALL and [line["to"] for line in turns(vault)] == [METRICS, ALL]
+    assert where(vault) == ALL and [line["dial"] for line in turns(vault)] == [METRICS, ALL]
 
 
 @pytest.mark.parametrize(
