@@ -1,7 +1,7 @@
 """What each source of the vault may be used for, and a change of it: the owner's to make, noted in the journal.
 
-    own       the owner's own model: found, quoted, trained on; stays on the device      granted when a source is added
-    shared    scrubbed text may train what leaves in private sums, as far as the dial goes     refused until it is given
+own       the owner's own model: found, quoted, trained on; stays on the device      granted when a source is added
+shared    scrubbed text may train what leaves in private sums, as far as the dial goes     refused until it is given
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ def consent(vault: Vault, source: int, purpose: str, granted: bool) -> bool:
         ).fetchone()
         if before is not None and bool(before[0]) == granted:
             return False
-        rows.execute(
-            "INSERT OR REPLACE INTO consent VALUES (?, ?, ?, ?)", (source, purpose, int(granted), time.time())
-        )
+        rows.execute("INSERT OR REPLACE INTO consent VALUES (?, ?, ?, ?)", (source, purpose, int(granted), time.time()))
         note(rows, {"consent": purpose, "source": source, "granted": granted})
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from client.device_shell import AsJson, open_vault, say, typed
+from client import owner_cli
+from client.device_shell import AsJson, asked_of_agent, open_vault, say, typed
 from client.vault import Vault, home_folder
 from client.vault_key import Opener, opener_from, opens_by
 from privacy.errors import ConfigError, VaultError
@@ -18,7 +18,10 @@ from privacy.errors import ConfigError, VaultError
 device = typer.Typer(
     help="Your own model over your own text, which stays on this device.", no_args_is_help=True, add_completion=False
 )
+for _command in (owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes):
+    device.command()(_command)
 FLASH = "Flash storage may keep old blocks of what was overwritten; they are encrypted under the vault's key."
+
 
 @device.command()
 def init(as_json: AsJson = False) -> None:
@@ -108,16 +111,20 @@ def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
     most_tokens: Annotated[int, typer.Option(help="The longest reply.", min=1, max=2048)] = 128,
+    pseudonyms: Annotated[bool, typer.Option("--pseudonyms", help="The model sees no names; the reply does.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask the model that knows your text. Nothing leaves this device."""
-    from client.assistant import open_assistant
+    with Console(stderr=True).status("thinking", spinner="dots"):
+        wish = {"do": "ask", "question": question, "most_tokens": most_tokens, "pseudonyms": pseudonyms}
+        told = None if model else asked_of_agent(home_folder(), wish)
+        if told is None:
+            from client.assistant import open_assistant
 
-    with open_vault() as vault, Console(stderr=True).status("thinking", spinner="dots"):
-        assistant = open_assistant(vault, model)
-        told = assistant.ask(question, most_tokens)
-    shown = [f"  [{n}] document {p.document}, {p.title}" for n, p in enumerate(told.shown, 1)]
-    say(told.to_json(), "\n".join([told.text, "", told.used, *shown]), as_json)
+            with open_vault() as vault:
+                told = open_assistant(vault, model).ask(question, most_tokens, pseudonyms=pseudonyms).to_json()
+    shown = [f"  [{n}] document {s['document']}, {s['title']}" for n, s in enumerate(told["sources"], 1)]
+    say(told, "\n".join([told["reply"], "", told["used"], *shown]), as_json)
 
 
 @device.command()
@@ -129,8 +136,10 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Forget text, and all that was made of it."""
+    from client.budget import given, releases_hold
     from client.forget import Wanted
     from client.forget import forget as forget_in
+    from client.kept_answers import forget_answers
 
     day = before.replace(tzinfo=UTC).timestamp() if before else None
     wanted = Wanted(tuple(document or ()), tuple(source or ()), day)
@@ -138,10 +147,14 @@ def forget(
         raise ConfigError("say what: --document N, --source N, --before DAY, or --all alone")
     with open_vault() as vault:
         if everything:
+            asked_of_agent(vault.folder, {"do": "end"})
             vault.destroy()
+            forget_answers(vault.folder)
             say({"destroyed": True}, f"The key is destroyed and the vault deleted. {FLASH}", as_json)
             return
-        made = forget_in(vault, wanted)
+        made = forget_in(vault, wanted, releases_hold(given(vault.folder)))
+        if asked_of_agent(vault.folder, {"do": "forgot"}) is None:
+            forget_answers(vault.folder)
     text = (
         f"Forgotten: {len(made.documents)} documents with {made.vectors} embeddings,"
         f" {made.profile_lines} profile lines, {made.pseudonyms} pseudonyms, {made.chats} chats,"
@@ -149,30 +162,6 @@ def forget(
         f"\n{made.releases}\n{FLASH}"
     )
     say(made.to_json(), text, as_json)
-
-
-@device.command()
-def dial(
-    stop: Annotated[str, typer.Argument(help="alone, metrics, personas or all; nothing: show where it stands.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """How far this device answers a federation; it stands at `alone` until you turn it."""
-    from client.assistant import CHOICE_SETTING
-    from client.dial import STOPS, turn, turns, where
-
-    with open_vault() as vault:
-        if stop:
-            turn(vault, stop)
-        at, changes = where(vault), turns(vault)
-        choice = json.loads(vault.setting(CHOICE_SETTING, "{}"))
-    gain = choice.get("checked_gain")
-    measured = "not measured: `confide device train`" if gain is None else f"{gain:.1%} on text held back"
-    lines = [
-        f"{'>' if name == at else ' '} {name}: {', '.join(purposes) or 'nothing leaves'}"
-        for name, purposes in STOPS.items()
-    ]
-    lines.append(f"Alone, your own model gains {measured}. No federation is joined: every stop costs epsilon 0.")
-    say({"dial": at, "turns": len(changes), "gain_alone": gain}, "\n".join(lines), as_json)
 
 
 def vault_facts(vault: Vault) -> dict[str, Any]:

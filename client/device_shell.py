@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from client.listener import ask
 from client.vault import Vault, home_folder
 from client.vault_key import PASSPHRASE, PASSPHRASE_VARIABLE, Opener, opener_from, opens_by
-from privacy.errors import VaultError
+from privacy.errors import ConfigError, VaultError
+
+PATIENCE_S = 900.0  # a question waits for a training that runs
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -41,3 +45,17 @@ def say(facts: dict[str, Any], text: str, as_json: bool) -> None:
         typer.echo(json.dumps(facts))
     else:
         Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def asked_of_agent(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the agent that runs over `folder` answers its owner, None where none runs.
+
+    Raises ConfigError with the agent's own line where it cannot do what is asked.
+    """
+    try:
+        answer = ask(folder, request, PATIENCE_S)
+    except (OSError, EOFError):
+        return None
+    if "error" in answer:
+        raise ConfigError(str(answer["error"]))
+    return answer

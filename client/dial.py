@@ -16,10 +16,8 @@ from typing import Any, Final
 
 from client.journal import changes, note
 from client.vault import Vault
-from privacy.accounting import epsilon_zcdp
 from privacy.errors import ConfigError, VaultError
 from privacy.objective import PURPOSES
-from privacy.policy import Policy
 
 ALONE, METRICS, PERSONAS, ALL = "alone", "metrics", "personas", "all"
 _METRICS: Final = ("measure.adapters",)
@@ -61,15 +59,3 @@ def checked(vault: Vault) -> tuple[str, int]:
     """Return where the dial stands and the number of turns until then, after a look at the journal (`turns`)."""
     found = turns(vault)
     return where(vault), len(found)
-
-
-def epsilon_a_year(policy: Policy | None, stop: str) -> float:
-    """Return the largest epsilon (delta 1e-6) that a year at a stop may cost, by the policy's allowance; 0 alone.
-
-    The allowance is one for all purposes together, so every stop but `alone` may spend it all: a stop bounds what is
-    asked, not what it costs. Without a policy nothing can be asked.
-    """
-    if policy is None or not set(policy.purposes) & allowed(stop):
-        return 0.0
-    yearly = policy.yearly_rho if policy.yearly_rho is not None else policy.budget_rho
-    return epsilon_zcdp(yearly, DELTA) if yearly else 0.0

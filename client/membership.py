@@ -7,6 +7,7 @@ gets a line whenever the dial stands elsewhere than it says.
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -18,14 +19,19 @@ from client.agent_home import AgentHome
 from client.deliveries import Deliveries
 from client.dial import allowed, checked
 from client.documents import Document, Person
+from client.importers import SHARED
+from client.kept_answers import ANSWERS, forget_answers
 from client.learner import TextLearner
+from client.library import documents
 from client.listener import RelaySocket, Reply
 from client.model import LanguageModel
 from client.own_text import own_documents
+from client.scrub_strength import strength_of
 from client.service import AgentService, Pace, Worker
 from client.vault import Vault
 from privacy.accounting import epsilon_zcdp
 from privacy.adapter import Basis
+from privacy.canonical import sha256_hex
 from privacy.errors import ConfigError
 from privacy.ledger import Ledger
 from privacy.query import fraction_text
@@ -35,7 +41,7 @@ OWN = "our own launcher answers: the server's code never runs on this device"
 STOCK = "RED: a stock flwr-clientapp answers: the server's code runs with the person's rights"
 NONE = "no relay has come yet"
 DELTA = 1e-6
-RELAY_SOCKET, ANSWERS = "relay.sock", "answers"
+RELAY_SOCKET = "relay.sock"
 
 
 class WatchedRelaySocket(RelaySocket):
@@ -78,6 +84,7 @@ class Membership:
         self.device.allowed, self.device.refresh = self._allowed, self._refresh
         # Encoded before anybody asks: how long it takes depends on how much text there is.
         self._learner = TextLearner(model, settings.training, settings.max_document_tokens)
+        self._basis: Basis | None = None
         self._learned_from = ""
         self.own_tokens = 0
         self._refresh()
@@ -139,7 +146,9 @@ class Membership:
         return allowed(stop)
 
     def _refresh(self) -> None:
-        """Encode the owner's text anew if it is not what it was."""
+        """Encode the owner's text anew if it is not what it was; put the federation's basis back if a reply took it."""
+        if self._basis is not None and self._model.layout is not self._basis.layout:
+            self._model.attach(self._basis)
         vault = self.home.vault
         state = shared_state(vault) if vault is not None else "files"
         if state != self._learned_from:
@@ -150,6 +159,7 @@ class Membership:
         """Put the federation's basis into the model; from here on the device can answer."""
         with self._lock:
             self._model.attach(basis)
+            self._basis = basis
             self.device.learner = self._learner
 
 
@@ -174,24 +184,9 @@ def own_history(home: AgentHome) -> tuple[Document, ...]:
 
 
 def shared_state(vault: Vault) -> str:
-    """Return what tells two states of a vault apart in which different text may train what is shared."""
-    from client.pseudonym import shared_mark
-
-    return shared_mark(vault)
-
-
-def forget_answers(folder: Path) -> int:
-    """Empty what an agent in `folder` stored to send again, and return how many files that were.
-
-    The empty files stay: they say that an event was answered, so that it is never answered with other text and the
-    same noise, which would show the difference.
-    """
-    from privacy.files import write_atomic
-
-    kept = [p for p in sorted((folder / ANSWERS).glob("*")) if p.is_file() and p.stat().st_size]
-    for path in kept:
-        write_atomic(path, b"", mode=0o600)
-    return len(kept)
+    """Return what differs whenever `own_history` would: of which texts, and how strongly they are scrubbed."""
+    numbers = [kept.number for kept in documents(vault, SHARED, held_back=False)]
+    return sha256_hex(json.dumps([strength_of(vault), numbers]).encode())
 
 
 def peer_command(connection: socket.socket) -> bytes:

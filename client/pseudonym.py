@@ -9,7 +9,6 @@ people's tables have nothing in common, so equal placeholders of two devices do 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
@@ -17,15 +16,11 @@ from presidio_analyzer import AnalyzerEngine
 
 from client.documents import Document
 from client.importers import SHARED
-from client.journal import note
 from client.library import documents
 from client.scrub import Scrubber, find
-from client.scrub_engine import LEFT_ALONE, STANDARD
+from client.scrub_strength import strength_of
 from client.vault import Vault
-from privacy.canonical import sha256_hex
-from privacy.errors import ConfigError
 
-STRENGTH_SETTING = "scrubbing"
 _PLACEHOLDER = re.compile(r"<([A-Z_]{2,30})_(\d{1,9})>")
 
 
@@ -79,26 +74,6 @@ class VaultScrubber(Scrubber):
     def back(self, text: str) -> str:
         """Return `text` with the names that `hidden` took out put back, then those that the vault knows."""
         return restored(self._vault, _PLACEHOLDER.sub(lambda m: self._originals.get(m.group(), m.group()), text))
-
-
-def strength_of(vault: Vault) -> str:
-    """Return how much scrubbing takes out of what leaves (`client.scrub_engine.LEFT_ALONE`); standard to begin with."""
-    return vault.setting(STRENGTH_SETTING, STANDARD)
-
-
-def set_strength(vault: Vault, strength: str) -> None:
-    """Set how much scrubbing takes out, and note it in the journal. Raises ConfigError: there is no strength `off`."""
-    if strength not in LEFT_ALONE:
-        raise ConfigError(f"scrubbing has the strengths {', '.join(LEFT_ALONE)}; it is never off for what leaves")
-    with vault.change() as rows:
-        note(rows, {"scrubbing": strength, "from": strength_of(vault)})
-        rows.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (STRENGTH_SETTING, strength))
-
-
-def shared_mark(vault: Vault) -> str:
-    """Return a mark that differs whenever `shared_documents` would: of which texts, and how strongly scrubbed."""
-    numbers = [d.number for d in documents(vault, SHARED, held_back=False)]
-    return sha256_hex(json.dumps([strength_of(vault), numbers]).encode())
 
 
 def shared_documents(vault: Vault, engine: AnalyzerEngine | None = None) -> tuple[Document, ...]:

