@@ -12,10 +12,9 @@ from pathlib import Path
 
 from client.agent_home import AgentHome
 from client.dial import DELTA, allowed
-from privacy.accounting import epsilon_zcdp
+from privacy.accounting import epsilon_zcdp, rho_of
 from privacy.ledger import now_ms, read_ledger
 from privacy.policy import Policy
-from privacy.query import rho_of
 
 FOLDER = "ledger"
 
