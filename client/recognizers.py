@@ -307,11 +307,12 @@ PEOPLE = (
         may_be_name,
         score=0.85,
     ),
+    _rule("PERSON", rf"(?<!\w)(?:mrs?|ms|dr|prof)\.[ ](?P<pii>{_NAME})", may_be_name, score=0.8),
     _rule(
         "PERSON",
         rf"""\b(?i:(?:my|his|her|their|your|whose|\w{{1,20}}['’]s)[ ]
         (?:(?:first|last|full|real|middle)[ ]|sur|nick)?name(?:['’]s|s|[ ]is|[ ]was))[ ]
-        (?P<pii>{_NAME}(?:[ ]{_CAPITAL}){{0,2}})""",
+        (?P<pii>{_NAME}(?:[ ](?:{_CAPITAL}|{_NAME}(?=[ ]?(?:[.,!?;\n]|$)))){{0,2}})""",
         may_be_name,
         score=0.85,
     ),
