@@ -40,8 +40,10 @@ ENGLISH = 0.5
 
 @dataclass(frozen=True)
 class Gazetteer:
-    """The lists, all in lower case. `words` are English words but nouns, `nouns` those; `big` are places whose name
-    is not read as a person's."""
+    """The lists, all in lower case.
+
+    `words` are English words but nouns, `nouns` those; `big` are places whose name is not read as a person's.
+    """
 
     given: frozenset[str]
     surnames: frozenset[str]
@@ -121,10 +123,9 @@ class Gazetteer:
             surname = any(self._is_surname(each.casefold()) for each in rest)
             if rest and (strong or (given and surname) or (strange and (surname or all(map(self._is_strange, rest))))):
                 yield start, pieces[j - 1][1]
-            elif strong:
-                yield start, end
-                j = i + 1
             else:
+                if strong or (english and self._is_surname_alone(piece)):
+                    yield start, end
                 j = i + 1
             i = j
 
@@ -139,6 +140,10 @@ class Gazetteer:
         known = word in self.words or word in self.places
         return len(word) == 1 or word in self.surnames or word in self.given or (strong and not known)
 
+    def _is_surname_alone(self, piece: str) -> bool:
+        word = piece.casefold()
+        return self._is_surname(word) and self._is_unknown(word) and word not in self.places
+
     def _is_surname(self, word: str) -> bool:
         return len(word) > LEAST_LETTERS and word in self.surnames and word not in self.words
 
@@ -146,7 +151,7 @@ class Gazetteer:
 @cache
 def load_gazetteer(model: Path) -> Gazetteer:
     """Return the lists; `model` is the folder of the spaCy model whose word lists count as English."""
-    places = {name: people for name, people in _places()}
+    places = dict(_places())
     big = frozenset(name for name, people in places.items() if people >= BIG_CITY)
     words = _words(model, "verb", "adj", "adv")
     return Gazetteer(_names("first_name"), _names("last_name"), frozenset(places), big, words, _words(model, "noun"))
