@@ -131,7 +131,7 @@ def run_campaign(
 
 
 def report(model: LanguageModel, weights: Vector, people: Sequence[Sequence[Cached]]) -> dict[str, Any]:
-    """Return the gain of `weights` over base on `people`, its interval, and each person's own gain."""
+    """Return the gain of `weights` over base on `people`, its interval, each person's own gain and base nats."""
     base, after = _score(model, np.zeros(len(weights)), people), _score(model, weights, people)
     low, high = bootstrap(base, after)
     better = float((after < base).mean())
@@ -141,6 +141,7 @@ def report(model: LanguageModel, weights: Vector, people: Sequence[Sequence[Cach
         "high": high,
         "better": better,
         "by_person": (1 - after / base).round(5).tolist(),
+        "base_nats": base.round(3).tolist(),
     }
 
 
