@@ -26,7 +26,7 @@ from client.importers import OWN as OWN_PURPOSE
 from client.library import documents
 from client.model import GLOBAL, OWN, Cached, LanguageModel
 from client.own import RecordPrivacy, load_own
-from client.train import OwnTraining, train_own
+from client.own_training import OwnTraining, train_own
 from client.vault import Vault
 from privacy.errors import ConfigError
 
