@@ -19,9 +19,9 @@ from typing import Any
 
 from client.forget import drop_unused_pseudonyms, mark
 from client.import_git import own_address, read_commits
-from client.import_mail import MAIL_SUFFIXES, read_mails, senders
+from client.import_mail import read_mails, senders
 from client.import_ratings import read_ratings
-from client.import_text import SUFFIXES, media_type, read_notes, read_records
+from client.import_text import MAIL_SUFFIXES, SUFFIXES, media_type, read_notes, read_records
 from client.imported import MAIL, Event, Rated, Skipped, Text, files_below, packed_spans
 from client.vault import Vault
 from privacy.canonical import sha256_hex
