@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,22 @@ from client.generate import reply
 from client.library import Passage
 from client.model import GLOBAL, OWN, LanguageModel
 from client.personal import active
-from client.personalize import ARMS, Arm, Choice, arms_for, choose, score_arms
+from client.personalize import (
+    ARMS,
+    CANDIDATES,
+    Arm,
+    Choice,
+    arms_for,
+    choose,
+    score_arms,
+    score_steering,
+    shown,
+    with_steering,
+)
 from client.prompt import CHAT, CONTEXTUAL, PLAIN, About, context, templates
+from client.refine import kept_advice, refine
 from client.retrieve import METHODS, PersonalIndex
+from client.steering import checked_strength, steered_reply
 from client.topics import about_of
 from client.vault import Vault
 from client.wall import harmless_reply
@@ -56,7 +70,8 @@ class Assistant:
         """Return what the vault and the passages of an index say of the person."""
         rows = self.vault.select("SELECT name, value FROM attribute")
         common = self.encoder.common_words(COMMON_WORDS) if self.encoder is not None else ()
-        return about_of(index.passages, generalised(dict(rows), datetime.now(UTC).date()), common)
+        found = about_of(index.passages, generalised(dict(rows), datetime.now(UTC).date()), common)
+        return dataclasses.replace(found, advice=kept_advice(self.vault))
 
     def personalize(self, report: Callable[[str], None] = lambda _step: None) -> Choice:
         """Score what could serve this person on the held-back slice, keep the choice in the vault and return it."""
@@ -65,8 +80,15 @@ class Assistant:
         put_serving(self.vault, self.model)
         about = self.about(searched)
         count = len({passage.document for passage in searched.passages if passage.own})
+        if refined := refine(self.vault, self.model, searched, about):
+            about = dataclasses.replace(about, advice=refined.advice)
+        put_serving(self.vault, self.model)
         arms = arms_for(count, own is not None, about)
         made = choose(*score_arms(self.vault, self.model, searched, arms, about, report))
+        arm = next(arm for arm in arms if arm.name == made.arm)
+        if arm.methods:
+            report("the weight of memories")
+            made = with_steering(made, score_steering(self.vault, self.model, searched, arm, about))
         self.vault.set_setting(CHOICE_SETTING, json.dumps(made.to_json()))
         return made
 
@@ -77,22 +99,36 @@ class Assistant:
         arm = by_name.get(kept.get("arm", ""), by_name["hybrid"])
         return by_name["hybrid"] if arm.own and active(self.vault) is None else arm
 
-    def ask(self, question: str, most_tokens: int = 128, kind: str = "", wall: bool = True) -> Told:
+    def steer(self) -> float:
+        """Return how much memories weigh by the last choice, 0 for as they are."""
+        kept = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
+        return float(kept.get("steer", 0.0))
+
+    def ask(
+        self, question: str, most_tokens: int = 128, kind: str = "", wall: bool = True, steer: float | None = None
+    ) -> Told:
         """Return the reply to a question; `wall` False shows imported text as it is, for measuring alone.
 
-        Memories are shown whatever arm serves the person's writing: a question is not a text of their own.
+        Memories are shown whatever arm serves the person's writing: a question is not a text of their own. `steer` is
+        how much they weigh, by default what was chosen. Raises ConfigError beyond the dial's ends.
         """
+        strength = checked_strength(self.steer() if steer is None else steer)
         arm = self.chosen()
         own = active(self.vault) if arm.own else None
         put_serving(self.vault, self.model)
-        self.model.activate(*((GLOBAL, OWN) if own is not None else (GLOBAL,)))
         kind = kind or (arm.prompt if arm.prompt != PLAIN else CONTEXTUAL)
-        hits = [] if kind == PLAIN else self.index.search(question, PASSAGES, arm.methods or METHODS)
-        found = [hit.passage for hit in hits]
+        hits = [] if kind == PLAIN else self.index.search(question, CANDIDATES, arm.methods or METHODS)
+        found = shown(self.model, question, [hit.passage for hit in hits], arm, PASSAGES)
+        self.model.activate(*((GLOBAL, OWN) if own is not None else (GLOBAL,)))
         system = context(kind, CHAT, found, self.about(self.index), CONTEXT_TOKENS, self.count, wall)
-        made = reply(self.model, system or templates()[CHAT][PLAIN], question, most_tokens)
+        plain = templates()[CHAT][PLAIN]
+        if strength and system:
+            made = steered_reply(self.model, system, plain, question, strength, most_tokens)
+        else:
+            made = reply(self.model, system or plain, question, most_tokens)
         text = harmless_reply(made.text, question) if wall else made.text
         used = f"Used {len(found)} passages of yours" if found else "Nothing of yours matched: the base model alone"
+        used += f", weighed {strength:+g}" if strength and system else ""
         used += ", with your own adapter." if own is not None else "."
         return Told(text, used, tuple(found), made.prompt_tokens, made.tokens)
 

@@ -116,6 +116,9 @@ def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
     most_tokens: Annotated[int, typer.Option(help="The longest reply.", min=1, max=2048)] = 128,
+    steer: Annotated[
+        float | None, typer.Option(help="How much your texts weigh: -1 not at all, 0 as they are, 1 twice.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the model that knows your text. Nothing leaves this device."""
@@ -123,7 +126,7 @@ def ask(
 
     with open_vault() as vault, Console(stderr=True).status("thinking", spinner="dots"):
         assistant = open_assistant(vault, model)
-        told = assistant.ask(question, most_tokens)
+        told = assistant.ask(question, most_tokens, steer=steer)
     shown = [f"  [{n}] document {p.document}, {p.title}" for n, p in enumerate(told.shown, 1)]
     say(told.to_json(), "\n".join([told.text, "", told.used, *shown]), as_json)
 

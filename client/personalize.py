@@ -1,8 +1,10 @@
 """Choosing what serves a person best, by loss on the slice of their text that nothing was trained on or searched in.
 
-    arms:   global | retrieval (BM25, dense, hybrid) | persona prompt | profile prompt | own adapter | own + retrieval
+    arms:   global | retrieval (BM25, dense, hybrid, re-ranked) | prompts (persona, profile, summary, refined)
+            | own adapter | own + retrieval
     choice: the least loss on one half of the held-back documents, if it beats `global` there beyond chance; else global
     check:  on the other half: a choice that is worse than global there is a false choice, and is said
+    dial:   how much memories weigh (`client.steering`), chosen and checked the same way for the arm that was chosen
 
 The ladder: nobody's data -> global; a few texts -> retrieval and prompts; from `LEAST_DOCUMENTS` on also the own
 adapter. All arms are scored on the same tokens (`client.personal.scored_part`), and a passage written after the text
@@ -11,6 +13,7 @@ that is scored is not shown for it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +21,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.extract import extracts
 from client.importers import OWN as OWN_PURPOSE
 from client.library import Kept, Passage, documents
 from client.model import GLOBAL, OWN, Encoded, LanguageModel
 from client.personal import LEAST_DOCUMENTS, scored_part, window
-from client.prompt import CONTEXTUAL, CONTINUE, PERSONA, PLAIN, PROFILE, About, context
+from client.prompt import CONTEXTUAL, CONTINUE, PERSONA, PLAIN, PROFILE, REFINED, SUMMARY, About, context
+from client.rerank import by_likelihood
 from client.retrieve import BM25, DENSE, METHODS, PersonalIndex
+from client.steering import STRENGTHS, steered_nats
 from client.vault import Vault
 
 CONTEXT_TOKENS, DOCUMENT_TOKENS, READ_TOKENS, PASSAGES = 256, 192, 2048, 4
+CANDIDATES, SENTENCES = 12, 12  # passages that are re-ranked or summed up, sentences of a summary
 RESAMPLES, CONFIDENCE = 2000, 0.95
-MOST_SCORED = 40
+MOST_SCORED = 32
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Arm:
     methods: tuple[str, ...] = ()
     prompt: str = PLAIN
     own: bool = False
+    rerank: bool = False
 
 
 ARMS = (
@@ -47,8 +55,11 @@ ARMS = (
     Arm("bm25", "your texts, found by their words", (BM25,), CONTEXTUAL),
     Arm("dense", "your texts, found by their meaning", (DENSE,), CONTEXTUAL),
     Arm("hybrid", "your texts, found by words, meaning and date", METHODS, CONTEXTUAL),
+    Arm("rerank", "your texts, the likeliest to belong to the question first", METHODS, CONTEXTUAL, rerank=True),
     Arm("persona", "your texts with what you said about yourself", METHODS, PERSONA),
     Arm("profile", "your texts with a summary of what you write about", METHODS, PROFILE),
+    Arm("summary", "a summary of you, and single sentences out of your texts", METHODS, SUMMARY),
+    Arm("refined", "your texts behind words that were tried out on your older ones", METHODS, REFINED),
     Arm("own", "an adapter trained on your texts", own=True),
     Arm("own+hybrid", "an adapter trained on your texts, and the texts themselves", METHODS, CONTEXTUAL, own=True),
 )
@@ -57,7 +68,10 @@ BASELINE = ARMS[0]
 
 @dataclass(frozen=True)
 class Choice:
-    """The arm that serves, and why: bits per token of every arm, the gain on the half it was not chosen on."""
+    """The arm that serves, and why: bits per token of every arm, the gain on the half it was not chosen on.
+
+    `steer` is how much memories weigh, 0 for as they are.
+    """
 
     arm: str
     bits: Mapping[str, float]
@@ -66,6 +80,7 @@ class Choice:
     checked_gain: float
     false_choice: bool
     words: str
+    steer: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
@@ -99,11 +114,8 @@ def arms_for(train_documents: int, has_own: bool, about: About) -> tuple[Arm, ..
     if train_documents == 0:
         return (BASELINE,)
     allowed = [arm for arm in ARMS if not arm.own or (has_own and train_documents >= LEAST_DOCUMENTS)]
-    return tuple(
-        arm
-        for arm in allowed
-        if (arm.prompt != PERSONA or about.attributes) and (arm.prompt != PROFILE or about.topics)
-    )
+    needs = {PERSONA: about.attributes, PROFILE: about.topics, SUMMARY: about.topics, REFINED: about.advice}
+    return tuple(arm for arm in allowed if arm.prompt not in needs or needs[arm.prompt])
 
 
 def score_arms(
@@ -121,28 +133,76 @@ def score_arms(
     assert not index.held_back, "an index that holds what is scored would find it"
     rows = held_back_rows(vault, model)
     nats = np.zeros((len(arms), len(rows)))
-    tokens = np.zeros(len(rows), dtype=np.int64)
+    tokens = np.array([row.encoded.own_tokens for row in rows], dtype=np.int64)
     for a, arm in enumerate(arms):
         report(arm.name)
+        placed = [_placed(model, index, row, arm, about) for row in rows]
         model.activate(*((GLOBAL, OWN) if arm.own else (GLOBAL,)))
-        for d, row in enumerate(rows):
-            found = earlier(index, row.question, row.kept, arm.methods) if arm.methods else []
-            text = context(arm.prompt, CONTINUE, found, about, CONTEXT_TOKENS, _counter(model))
-            placed = model.with_context(row.encoded, model.context_ids(text, CONTEXT_TOKENS + 8))
-            nats[a, d] = float(model.document_nats([model.prefix(placed)])[0].double().sum())
-            tokens[d] = row.encoded.own_tokens
+        for d, each in enumerate(placed):
+            nats[a, d] = float(model.document_nats([model.prefix(each)])[0].double().sum())
     return [arm.name for arm in arms], nats, tokens
 
 
-def earlier(index: PersonalIndex, question: str, kept: Kept, methods: Sequence[str]) -> list[Passage]:
+def score_steering(
+    vault: Vault, model: LanguageModel, index: PersonalIndex, arm: Arm, about: About
+) -> NDArray[np.float64]:
+    """Return the nats of an arm with memories at every strength of the dial, float64 [strengths, documents]."""
+    rows = held_back_rows(vault, model)
+    placed = [_placed(model, index, row, arm, about) for row in rows]
+    model.activate(*((GLOBAL, OWN) if arm.own else (GLOBAL,)))
+    found = [steered_nats(model, each, row.encoded) for each, row in zip(placed, rows, strict=True)]
+    return np.array(found).reshape(len(rows), len(STRENGTHS)).T
+
+
+def _placed(model: LanguageModel, index: PersonalIndex, row: HeldBack, arm: Arm, about: About) -> Encoded:
+    """Return a held-back document behind what an arm shows for it."""
+    if not arm.methods:
+        return row.encoded
+    found = earlier(index, row.question, row.kept, arm.methods, CANDIDATES)
+    text = context(arm.prompt, CONTINUE, shown(model, row.question, found, arm), about, CONTEXT_TOKENS, _counter(model))
+    return model.with_context(row.encoded, model.context_ids(text, CONTEXT_TOKENS + 8))
+
+
+def shown(
+    model: LanguageModel, question: str, found: Sequence[Passage], arm: Arm, most: int = PASSAGES
+) -> list[Passage]:
+    """Return what an arm shows of the passages that were found, best first: re-ranked, summed up, or the first."""
+    if arm.rerank:
+        return by_likelihood(model, question, found, most)
+    if arm.prompt == SUMMARY:
+        return extracts(found, question, SENTENCES)
+    return list(found[:most])
+
+
+def earlier(
+    index: PersonalIndex, question: str, kept: Kept, methods: Sequence[str], most: int = PASSAGES
+) -> list[Passage]:
     """Return the best passages that were there before a document was written; undated ones count as earlier."""
-    hits = index.search(question, 4 * PASSAGES, methods)
+    hits = index.search(question, 4 * most, methods)
     before = [
         hit.passage
         for hit in hits
         if hit.passage.written is None or kept.written is None or hit.passage.written < kept.written
     ]
-    return before[:PASSAGES]
+    return before[:most]
+
+
+def with_steering(made: Choice, nats: NDArray[np.float64], seed: int = 0) -> Choice:
+    """Return the choice with the weight of memories that is best on the half that chose, if beyond chance.
+
+    `nats` are those of `score_steering`. What it is worth is said by the half that had no say.
+    """
+    half, still = np.arange(nats.shape[1]) % 2 == 0, STRENGTHS.index(0.0)
+    best = int(np.argmin(nats[:, half].sum(1)))
+    if best == still or _share_better(nats[still, half], nats[best, half], seed) < CONFIDENCE:
+        return made
+    ordered = nats[[still, best]]
+    checked = _gain(ordered, 1, ~half)
+    if checked < 0:
+        said = f" Weighing them by {STRENGTHS[best]:+g} looked better and was not: left as they are."
+        return dataclasses.replace(made, words=made.words + said)
+    said = f" They weigh {STRENGTHS[best]:+g} of the dial: {checked:.1%} more on the half that had no say."
+    return dataclasses.replace(made, steer=STRENGTHS[best], words=made.words + said)
 
 
 def choose(names: Sequence[str], nats: NDArray[np.float64], tokens: NDArray[np.int64], seed: int = 0) -> Choice:
