@@ -34,7 +34,7 @@ from privacy.errors import ConfigError, TrainingPaused
 
 LORA, IA3, PROMPT = "lora", "ia3", "prompt"
 KINDS = (LORA, IA3, PROMPT)
-LEAST_DOCUMENTS = 4
+LEAST_DOCUMENTS, LEAST_TRAINED = 4, 3  # to choose by, to learn from: of four texts one may be held back
 PROMPT_VECTORS = 16
 LEARNING_RATE = {LORA: 2e-3, IA3: 2e-2, PROMPT: 2e-2}
 EPOCHS = {LORA: 2, IA3: 4, PROMPT: 4}
@@ -197,8 +197,8 @@ def _begun(
                 settings = settings_of(kind, record_epsilon, limits.seconds)
                 return _Work(number, release, rows, settings, start, before, began)
     rows = training_slice(vault, model, limits, everything=record_epsilon is not None)
-    if len(rows) < LEAST_DOCUMENTS:
-        raise ConfigError(f"an own adapter needs {LEAST_DOCUMENTS} documents of yours; there are {len(rows)}")
+    if len(rows) < LEAST_TRAINED:
+        raise ConfigError(f"an own adapter needs {LEAST_TRAINED} documents of yours; there are {len(rows)}")
     with vault.change() as change:
         change.execute("DELETE FROM adapter WHERE json_extract(facts, '$.unfinished')")
         number = change.execute(

@@ -11,19 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from client import vault_key
+from client import crossfit, own_training, vault_key
+from client.assistant import Assistant
+from client.crossfit import Folds
 from client.encoder import HashedEncoder
 from client.extract import extracts
 from client.forget import Wanted, forget
 from client.generate import reply
 from client.importers import add
-from client.library import Passage
+from client.library import Passage, documents
 from client.model import GLOBAL, LanguageModel
-from client.personalize import ARMS, Choice, held_back_rows, score_arms, score_steering, with_steering
+from client.personal import train
+from client.personalize import ARMS, Choice, earlier, held_back_rows, score_arms, score_steering, with_steering
 from client.prompt import NOBODY, SUMMARY, About, templates
 from client.refine import ADVICE, BUDGET, kept_advice, refine
 from client.rerank import by_likelihood
-from client.retrieve import BY_PROFILE, PersonalIndex
+from client.retrieve import BY_PROFILE, METHODS, PersonalIndex
 from client.steering import STRENGTHS, checked_strength, steered, steered_nats, steered_reply
 from client.vault import Vault
 from client.vault_key import Opener
@@ -187,3 +190,41 @@ def test_every_arm_is_scored_and_the_dial_too(vault: Vault, model: LanguageModel
     assert dial.shape == (len(STRENGTHS), len(tokens))
     np.testing.assert_allclose(dial[STRENGTHS.index(0.0)], by_name["summary"], rtol=1e-3)
     assert json.loads(json.dumps(with_steering(Choice("summary", {}, 9, 0, 0, False, ""), dial).to_json()))
+
+
+def test_with_little_text_every_document_counts_and_none_is_scored_by_what_learned_it(
+    vault: Vault, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [row[0] for row in vault.select("SELECT id FROM document WHERE NOT held_back ORDER BY id")]
+    held = [row[0] for row in vault.select("SELECT id FROM document WHERE held_back ORDER BY id")]
+    forget(vault, Wanted(documents=tuple(numbers[6:] + held[1:])))
+    trained: list[set[str]] = []
+    scored: list[tuple[str, int]] = []
+    real = own_training.train_own
+
+    def watched(model: LanguageModel, rows: Any, *rest: Any) -> Any:
+        trained.append({row.encoded.document for row in rows})
+        return real(model, rows, *rest)
+
+    monkeypatch.setattr(crossfit, "train_own", watched)
+    told = Assistant(vault, model, HashedEncoder(64))
+    activate = Folds.activate
+
+    def seen(self: Folds, document: int) -> None:
+        activate(self, document)
+        scored.append((f"v{document}", self._loaded))
+
+    monkeypatch.setattr(Folds, "activate", seen)
+    train(vault, model)
+    made = told.personalize()
+    assert made.documents == 7 and {"own", "own+hybrid"} <= set(made.bits)
+    assert len(trained) == 2 and not trained[0] & trained[1] and len(trained[0] | trained[1]) == 6
+    assert len({name for name, _ in scored}) == 7
+    assert all(name not in trained[fold] for name, fold in scored)
+
+
+def test_a_document_is_never_shown_for_itself(vault: Vault) -> None:
+    index = PersonalIndex(vault, HashedEncoder(64), held_back=False)
+    *_, kept = documents(vault, "own", held_back=False)  # the newest: all others are earlier
+    found = earlier(index, kept.as_document().text, kept, METHODS, 30)
+    assert found and kept.number not in {passage.document for passage in found}

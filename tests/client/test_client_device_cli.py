@@ -91,7 +91,7 @@ def test_mistakes_end_in_one_line(run: Run, tmp_path: Path) -> None:
     assert "say what" in run("forget")[0] and "say what" in run("forget", "--all", "--document", "1")[0]
     assert run("forget", "--document", "7")[0] == "the vault has no document 7"
     assert "no such file" in run("add", str(tmp_path / "nowhere"))[0]
-    assert "needs 4 documents" in run("train")[0]
+    assert "needs 3 documents" in run("train")[0]
     assert "no own adapter of kind full" in run("train", "--kind", "full")[0]
     assert "more than 128 MB" in run("train", "--memory-mb", "7")[0]
     assert "raise --memory-mb" in with_notes(run, tmp_path, "--memory-mb", "200", "--hours", "0", "24")
