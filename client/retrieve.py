@@ -34,6 +34,7 @@ IDENTITY, BY_KEYWORDS, EXPANDED, BY_PROFILE = "identity", "keywords", "expanded"
 QUERIES = (IDENTITY, BY_KEYWORDS, EXPANDED, BY_PROFILE)
 NO_TIME = -np.inf
 ENCODE_AT_ONCE = 64
+DENSE_WORDS = 48  # of a query, its last ones: what a long question comes to stands at its end, and each word costs time
 _ALLOWED = "SELECT d.id FROM document d JOIN consent c ON c.source = d.source AND c.purpose = ? AND c.granted"
 
 
@@ -178,7 +179,7 @@ class PersonalIndex:
         query = self.query(query, build)
         vector = None
         if self._encoder is not None and DENSE in methods and words(query):
-            vector = self._encoder.encode([query])[0]
+            vector = self._encoder.encode([" ".join(query.split()[-DENSE_WORDS:])])[0]
         found: list[Hit] = []
         shelves = [shelf for kind, shelf in self._shelves.items() if types is None or kind in types]
         ranked = [shelf.ranked(query, vector, methods) for shelf in shelves]

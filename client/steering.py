@@ -19,7 +19,7 @@ from client.generate import Reply, chat_ids
 from client.model import Encoded, LanguageModel
 from privacy.errors import ConfigError
 
-STRENGTHS = (-0.5, -0.25, 0.0, 0.5, 1.0)
+STRENGTHS = (-0.75, -0.5, -0.25, 0.0, 0.5, 1.0)
 LOWEST, HIGHEST = -1.0, 3.0
 PLAUSIBLE = 0.05  # only words at least so likely as the likeliest one with memories are amplified
 REPETITION = 1.1
