@@ -96,10 +96,11 @@ def add(
 @device.command()
 def status(as_json: AsJson = False) -> None:
     """What the vault holds, source by source, and what it is used for."""
-    from client.background import state
+    from client.background import go_on, state
 
     with open_vault() as vault:
         facts = vault_facts(vault) | {"training": state(vault)}
+        go_on(vault)
     lines = [f"{facts['documents']} documents, {facts['ratings']} ratings, {facts['own_words']} words of yours"]
     lines += [
         f"source {s['source']}: {s['kind']} {s['place']}: {s['documents']} documents,"
@@ -123,10 +124,12 @@ def ask(
 ) -> None:
     """Ask the model that knows your text. Nothing leaves this device."""
     from client.assistant import open_assistant
+    from client.background import go_on
 
     with open_vault() as vault, Console(stderr=True).status("thinking", spinner="dots"):
         assistant = open_assistant(vault, model)
         told = assistant.ask(question, most_tokens, steer=steer)
+        go_on(vault)
     shown = [f"  [{n}] document {p.document}, {p.title}" for n, p in enumerate(told.shown, 1)]
     say(told.to_json(), "\n".join([told.text, "", told.used, *shown]), as_json)
 

@@ -179,13 +179,16 @@ def _begun(
 ) -> _Work:
     """Return the training to do: the one that was cut off, else a new one with a row of its own."""
     began = time.monotonic()
-    asked = {"record_epsilon": record_epsilon, "document_tokens": limits.document_tokens}
+    settings = settings_of(kind, record_epsilon, limits.seconds)
+    asked: dict[str, Any] = {"record_epsilon": record_epsilon, "document_tokens": limits.document_tokens}
+    asked["rank"] = settings.rank
+    asked |= {"modules": list(settings.modules), "batch": settings.batch_documents}  # another program's checkpoint
     for number, facts, data in vault.select(
         "SELECT id, facts, tensors FROM adapter WHERE NOT active AND kind = ? AND release = ? ORDER BY id DESC",
         (kind, release),
     ):
         known = json.loads(facts)
-        if known.get(UNFINISHED) and {name: known[name] for name in asked} == asked:
+        if known.get(UNFINISHED) and {name: known.get(name) for name in asked} == asked:
             start = Checkpoint.of_bytes(bytes(data)) if data else None
             mine = {
                 row[0] for row in vault.select("SELECT document FROM adapter_document WHERE adapter = ?", (number,))
@@ -194,7 +197,6 @@ def _begun(
             rows = _encoded(model, kept, limits)
             if {n for n, _ in rows} == mine:  # else a source was switched off, or a text changed, since
                 before = start.seconds if start else 0.0
-                settings = settings_of(kind, record_epsilon, limits.seconds)
                 return _Work(number, release, rows, settings, start, before, began)
     rows = training_slice(vault, model, limits, everything=record_epsilon is not None)
     if len(rows) < LEAST_TRAINED:
@@ -207,7 +209,7 @@ def _begun(
         ).lastrowid
         _still_here(change, [n for n, _ in rows])
         change.executemany("INSERT INTO adapter_document VALUES (?, ?)", [(number, n) for n, _ in rows])
-    return _Work(int(number), release, rows, settings_of(kind, record_epsilon, limits.seconds), None, 0.0, began)
+    return _Work(int(number), release, rows, settings, None, 0.0, began)
 
 
 def _watch(
