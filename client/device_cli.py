@@ -124,12 +124,10 @@ def ask(
 ) -> None:
     """Ask the model that knows your text. Nothing leaves this device."""
     from client.assistant import open_assistant
-    from client.background import go_on
 
     with open_vault() as vault, Console(stderr=True).status("thinking", spinner="dots"):
         assistant = open_assistant(vault, model)
         told = assistant.ask(question, most_tokens, steer=steer)
-        go_on(vault)
     shown = [f"  [{n}] document {p.document}, {p.title}" for n, p in enumerate(told.shown, 1)]
     say(told.to_json(), "\n".join([told.text, "", told.used, *shown]), as_json)
 
