@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, overload
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -28,7 +28,7 @@ from client.library import Kept, documents
 from client.limits import Limits, forget_peak_memory, peak_memory_mb
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import RecordPrivacy, load_own
-from client.own_training import OWN_MODULES, Checkpoint, OwnTraining, train_own
+from client.own_training import OWN_MODULES, Checkpoint, Lazily, OwnTraining, train_own
 from client.vault import Vault
 from privacy.errors import ConfigError, TrainingPaused
 
@@ -59,25 +59,6 @@ class Trained:
     seconds: float
     privacy: RecordPrivacy | None
     resumed_at: int = 0
-
-
-class Lazily(Sequence[Cached]):
-    """Encoded documents whose prefix is computed when they are looked at: only a few of many are, and none is kept."""
-
-    def __init__(self, model: LanguageModel, rows: Sequence[Encoded]) -> None:
-        self._model, self._rows = model, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, at: int) -> Cached: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Cached]: ...
-    def __getitem__(self, at: int | slice) -> Cached | Sequence[Cached]:
-        if isinstance(at, slice):
-            return Lazily(self._model, self._rows[at])
-        return self._model.prefix(self._rows[at])
 
 
 def training_slice(
