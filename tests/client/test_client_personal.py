@@ -137,7 +137,7 @@ def test_under_privacy_only_what_a_step_drew_goes_through_the_model(
     monkeypatch.setattr(model, "prefix", counted)
     monkeypatch.setattr(personal, "RECORD_STEPS", 2)
     made = train(vault, model, record_epsilon=8.0)
-    assert made.documents > 30 and 0 < len(calls) < 25, "two steps do not read all of a large vault"
+    assert made.documents >= 30 and 0 < len(calls) < 25, "two steps do not read all of a large vault"
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(vault: Vault, new_model: NewModel) -> None:
