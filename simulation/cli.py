@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privacy.errors import ConfigError
+
 if TYPE_CHECKING:
     from simulation.evaluate_run import Scorecard
+    from simulation.progress import Progress
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the configuration; repeatable.")]
@@ -47,17 +50,23 @@ def simulate(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A RUN folder with a finished release.")],
+    run: Annotated[list[Path], typer.Argument(help="RUN folders with a finished release: one, or one for each task.")],
     people: Annotated[
-        str | None, typer.Option(help="JSONL file of people never seen before, or `chitchat`. Default: the run's own.")
+        list[str] | None,
+        typer.Option(help="JSONL file of people never seen before, or `chitchat`; repeatable. Default: the run's own."),
     ] = None,
     arms: Annotated[str | None, typer.Option(help="Comma-separated; default: all but own_record_dp.")] = None,
     own_people: Annotated[
         int | None, typer.Option(min=0, help="At most so many get the arms of their own. Default: all of --people.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the scorecard of all tasks: the page, JSON, Markdown.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="With --out: so many times, own adapters trained anew.")] = 1,
+    encoder: Annotated[str, typer.Option(help="With --out: minilm, or hashed for tests.")] = "minilm",
     as_json: Json = False,
 ) -> None:
-    """Score held-out people against the release of a run; nothing is tuned, nothing is kept."""
+    """Score held-out people against the release of a run; nothing is tuned on them, nothing is kept."""
     import json
 
     from simulation.evaluate_run import DEFAULT_ARMS, evaluate_run
@@ -65,12 +74,50 @@ def evaluate(
     from simulation.quiet import quiet_libraries
 
     quiet_libraries()
-    chosen = [arm.strip() for arm in arms.split(",")] if arms is not None else list(DEFAULT_ARMS)
-    card = evaluate_run(run, people, chosen, Progress(quiet=as_json), own_people=own_people)
+    named = [arm.strip() for arm in arms.split(",")] if arms is not None else None
+    progress = Progress(quiet=as_json)
+    if out is not None:
+        _scorecard(out, run, people or [], named, own_people, seeds, encoder, progress, as_json)
+        return
+    if len(run) > 1 or len(people or []) > 1:
+        raise ConfigError("several runs or sources of people make a scorecard: say where with --out FOLDER")
+    card = evaluate_run(
+        run[0], people[0] if people else None, named or list(DEFAULT_ARMS), progress, own_people=own_people
+    )
     if as_json:
         sys.stdout.write(json.dumps(card, indent=1, sort_keys=True) + "\n")
     else:
         _print_scorecard(card)
+
+
+def _scorecard(
+    out: Path,
+    runs: list[Path],
+    sources: list[str],
+    arms: list[str] | None,
+    people: int | None,
+    seeds: int,
+    encoder: str,
+    progress: Progress,
+    as_json: bool,
+) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from simulation.report import report_json
+    from simulation.scorecard.arms import DEFAULT
+    from simulation.scorecard.evaluate import questions, scorecard
+    from simulation.scorecard.output import card_markdown, write_card
+    from simulation.scorecard.person import CardSettings
+
+    settings = CardSettings(encoder=encoder)
+    card = scorecard(questions(runs, sources), arms or DEFAULT, settings, progress, people=people, seeds=seeds)
+    write_card(out, card)
+    if as_json:
+        sys.stdout.write(report_json(dict(card)).decode())
+    else:
+        Console().print(Markdown(card_markdown(card)))
+        typer.echo(f"\n{out / 'report.html'}   {out / 'report.json'}")
 
 
 def _print_scorecard(card: Scorecard) -> None:

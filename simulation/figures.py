@@ -53,7 +53,7 @@ class GainRow:
     emphasis: bool = False
 
 
-def gain_plot(rows: Sequence[GainRow]) -> str:
+def gain_plot(rows: Sequence[GainRow], axis: str = "fewer bits than the base model, %") -> str:
     """Return a dot with its 95 % interval per row, first row on top, zero marked; "" without rows."""
     if not rows:
         return ""
@@ -72,9 +72,9 @@ def gain_plot(rows: Sequence[GainRow]) -> str:
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=FAINT, linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.set_xlabel("fewer bits than the base model, %")
+        axes.set_xlabel(axis)
         spoken = "; ".join(f"{row.label} {_spoken(row.gain)}" for row in rows)
-        return _inline(figure, "gain", f"Gain over the base model with 95 % intervals: {spoken}.")
+        return _inline(figure, "gain", f"{axis}, with 95 % intervals: {spoken}.")
 
 
 def _spoken(gain: Interval) -> str:
@@ -84,8 +84,8 @@ def _spoken(gain: Interval) -> str:
     return f"{text} ({100 * gain['low']:.1f} to {100 * gain['high']:.1f})"
 
 
-def spread_plot(gains: Sequence[float]) -> str:
-    """Return people sorted by what the released model does for them (a share per person); "" for fewer than two."""
+def spread_plot(gains: Sequence[float], against: str = "base") -> str:
+    """Return people sorted by what an arm does for them (a share per person); "" for fewer than two."""
     if len(gains) < 2:
         return ""
     values = 100 * np.sort(np.asarray(gains, dtype=np.float64))
@@ -102,7 +102,7 @@ def spread_plot(gains: Sequence[float]) -> str:
         axes.grid(axis="y", color=FAINT, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.set_xlabel("people, sorted by gain")
-        axes.set_ylabel("fewer bits than base, %")
+        axes.set_ylabel(f"fewer bits than {against}, %")
         worse = int(np.sum(values < 0))
         label = f"Gain of each of {len(values)} people, sorted: median {np.median(values):.1f} %, {worse} below zero."
         return _inline(figure, "spread", label)
