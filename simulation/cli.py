@@ -63,7 +63,10 @@ def evaluate(
         Path | None, typer.Option(help="A folder for the scorecard of all tasks: the page, JSON, Markdown.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="With --out: so many times, own adapters trained anew.")] = 1,
-    encoder: Annotated[str, typer.Option(help="With --out: minilm, or hashed for tests.")] = "minilm",
+    card: Annotated[
+        list[str] | None,
+        typer.Option(help="With --out: key=value of what it may cost (docs/scorecard.md); repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score held-out people against the release of a run; nothing is tuned on them, nothing is kept."""
@@ -77,17 +80,17 @@ def evaluate(
     named = [arm.strip() for arm in arms.split(",")] if arms is not None else None
     progress = Progress(quiet=as_json)
     if out is not None:
-        _scorecard(out, run, people or [], named, own_people, seeds, encoder, progress, as_json)
+        _scorecard(out, run, people or [], named, own_people, seeds, card or [], progress, as_json)
         return
     if len(run) > 1 or len(people or []) > 1:
         raise ConfigError("several runs or sources of people make a scorecard: say where with --out FOLDER")
-    card = evaluate_run(
+    found = evaluate_run(
         run[0], people[0] if people else None, named or list(DEFAULT_ARMS), progress, own_people=own_people
     )
     if as_json:
-        sys.stdout.write(json.dumps(card, indent=1, sort_keys=True) + "\n")
+        sys.stdout.write(json.dumps(found, indent=1, sort_keys=True) + "\n")
     else:
-        _print_scorecard(card)
+        _print_scorecard(found)
 
 
 def _scorecard(
@@ -97,21 +100,22 @@ def _scorecard(
     arms: list[str] | None,
     people: int | None,
     seeds: int,
-    encoder: str,
+    settings: list[str],
     progress: Progress,
     as_json: bool,
 ) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from simulation.config import settings_of
     from simulation.report import report_json
     from simulation.scorecard.arms import DEFAULT
     from simulation.scorecard.evaluate import questions, scorecard
     from simulation.scorecard.output import card_markdown, write_card
     from simulation.scorecard.person import CardSettings
 
-    settings = CardSettings(encoder=encoder)
-    card = scorecard(questions(runs, sources), arms or DEFAULT, settings, progress, people=people, seeds=seeds)
+    chosen: CardSettings = settings_of(CardSettings, settings)
+    card = scorecard(questions(runs, sources), arms or DEFAULT, chosen, progress, people=people, seeds=seeds)
     write_card(out, card)
     if as_json:
         sys.stdout.write(report_json(dict(card)).decode())

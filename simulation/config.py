@@ -314,13 +314,19 @@ def load_config(path: Path | None, settings: Sequence[str]) -> RunConfig:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
+    config: RunConfig = settings_of(RunConfig, settings, tree)
+    return config
+
+
+def settings_of(kind: Any, settings: Sequence[str], tree: dict[str, Any] | None = None) -> Any:
+    """Return the frozen dataclass `kind` from a tree of values with `key=value` settings on top; raises ConfigError."""
+    tree = {} if tree is None else tree
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set takes key=value, not {setting!r}")
         _put(tree, key.strip(), _parsed(text.strip()))
-    config: RunConfig = _build(RunConfig, tree, "")
-    return config
+    return _build(kind, tree, "")
 
 
 def config_of(flat: Mapping[str, Any]) -> RunConfig:

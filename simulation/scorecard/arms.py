@@ -13,7 +13,6 @@ BASE, GLOBAL, PERSONA_CORE = "base", "global", "persona"
 NOBODY, OWN, WRONG = "", "own", "wrong"
 PASSAGES = (1, 4, 8)
 CHOSEN = "chosen"
-TOKENS_A_PASSAGE = 128  # context tokens that an arm may use for each of its k passages
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,6 @@ class Arm:
     passages: int = 0
     prompt: str = PLAIN
     control: bool = False
-
-    @property
-    def context_tokens(self) -> int:
-        """Return how many tokens may stand before the text."""
-        return TOKENS_A_PASSAGE * max(1, self.passages) if self.prompt != PLAIN else 0
 
 
 _FAMILIES = (

@@ -1,6 +1,6 @@
 """One person's part of the scorecard, on the host where the person lives: all arms on the same tokens of test text.
 
-    history = to learn from (older) + tuning (newest quarter, `TUNING_MOST` documents at most)
+    history = to learn from (older) + tuning (the newest third, a few documents at most)
 
 The own adapter and the tuning's memories come from the older part; the arm `chosen` and the advice of `refined` are
 picked on the tuning part by `client.personalize.choose`; what is reported are test documents, which had no say in
@@ -27,6 +27,7 @@ from client.personal import LEAST_DOCUMENTS, scored_part
 from client.personalize import choose
 from client.prompt import CONTINUE, PLAIN, REFINED, About, context, templates
 from client.train import OwnTraining, train_own
+from privacy.errors import ConfigError
 from simulation.scorecard.arms import BASE, BY_NAME, CHOSEN, LADDER, OWN, PERSONA_CORE, WRONG, Arm
 from simulation.scorecard.memories import Memories
 
@@ -36,18 +37,28 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
 Rows = list[tuple[str, float, int]]  # document, nats, tokens
-TUNING_SHARE, TUNING_MOST = 4, 6
+TUNING_SHARE = 3
 REFINING = "hybrid@4"
 
 
 @dataclass(frozen=True)
 class CardSettings:
-    """What the scorecard costs: own tokens learned from, test documents and tokens of each that are read."""
+    """What the scorecard costs: own tokens learned from, test documents (the newest) and tokens of each that are read.
+
+    `tuning_documents` at most decide what is chosen, `passage_tokens` are allowed for each memory that is shown.
+    """
 
     own_tokens: int = 1280
     test_documents: int = 3
     document_tokens: int = 192
+    tuning_documents: int = 6
+    passage_tokens: int = 96
     encoder: str = "minilm"
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"scorecard.{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
@@ -76,16 +87,19 @@ class PersonCard:
     learned_tokens: int = 0
 
 
-def split_history(history: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    """Return (to learn from, for tuning), both oldest first; with fewer than `LEAST_DOCUMENTS` none is for tuning."""
-    tuning = min(TUNING_MOST, len(history) // TUNING_SHARE) if len(history) >= LEAST_DOCUMENTS else 0
+def split_history(history: Sequence[Document], most: int) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """Return (to learn from, for tuning), both oldest first; with fewer than `LEAST_DOCUMENTS` none is for tuning.
+
+    The newest third, so that four documents to choose by need a history of twelve, and `most` at most.
+    """
+    tuning = min(most, len(history) // TUNING_SHARE) if len(history) >= LEAST_DOCUMENTS else 0
     cut = len(history) - tuning
     return tuple(history[:cut]), tuple(history[cut:])
 
 
 def train_for_card(work: HostWork, user: str, core: Vector, settings: CardSettings, seed: int) -> tuple[Tensors, int]:
     """Train the person's own LoRA over `core` on the part of the history to learn from; return it and its tokens."""
-    learn, _ = split_history(work.people[user].history)
+    learn, _ = split_history(work.people[user].history, settings.tuning_documents)
     documents: list[Cached] = []
     total = 0
     for document in reversed(learn):
@@ -106,7 +120,7 @@ def score_for_card(
 ) -> PersonCard:
     """Return the person's card for the named arms; those whose core or adapter is not lent are left out."""
     person = work.people[user]
-    learn, tuning = split_history(person.history)
+    learn, tuning = split_history(person.history, settings.tuning_documents)
     card = PersonCard(tuning_documents=len(tuning), history_documents=len(person.history))
     here = [a for name in arms if name in BY_NAME and _lent(a := BY_NAME[name], loan)]
     reader = _Reader(work, loan, settings)
@@ -158,7 +172,7 @@ class _Reader:
             question, encoded = self._encoded(document)
             if not encoded.own_tokens:
                 continue
-            ids = self.model.context_ids(self._context(arm, question, memories, advice), arm.context_tokens + 8)
+            ids = self.model.context_ids(self._context(arm, question, memories, advice), self._budget(arm) + 8)
             placed.append(self.model.prefix(self.model.with_context(encoded, ids)))
             named.append(encoded)
         nats = self.model.document_nats(placed)
@@ -194,7 +208,10 @@ class _Reader:
         about = About(memories.about.attributes, memories.about.topics, memories.about.topics_by_type, advice)
         if arm.prompt != REFINED:
             about = memories.about
-        return context(arm.prompt, CONTINUE, found, about, arm.context_tokens, self._count)
+        return context(arm.prompt, CONTINUE, found, about, self._budget(arm), self._count)
+
+    def _budget(self, arm: Arm) -> int:
+        return self._settings.passage_tokens * max(1, arm.passages)
 
     def _count(self, text: str) -> int:
         return len(self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

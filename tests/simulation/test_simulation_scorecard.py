@@ -139,9 +139,10 @@ def test_style_is_told_in_words() -> None:
 
 def test_nothing_tuned_is_learned_from() -> None:
     documents = history(*"abcdefghijkl")
-    learn, tuning = split_history(documents)
-    assert (*learn, *tuning) == tuple(documents) and len(tuning) == 3
-    assert split_history(documents[:3]) == (tuple(documents[:3]), ())
+    learn, tuning = split_history(documents, 6)
+    assert (*learn, *tuning) == tuple(documents) and len(tuning) == 4
+    assert len(split_history(documents, 2)[1]) == 2
+    assert split_history(documents[:3], 6) == (tuple(documents[:3]), ())
 
 
 def test_arms_have_names_of_their_own() -> None:
