@@ -63,6 +63,9 @@ def evaluate(
         Path | None, typer.Option(help="A folder for the scorecard of all tasks: the page, JSON, Markdown.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="With --out: so many times, own adapters trained anew.")] = 1,
+    criteria: Annotated[
+        bool, typer.Option("--criteria", help="With --out: also facts, style, tone, content, register, newer facts.")
+    ] = False,
     card: Annotated[
         list[str] | None,
         typer.Option(help="With --out: key=value of what it may cost (docs/scorecard.md); repeatable."),
@@ -80,7 +83,7 @@ def evaluate(
     named = [arm.strip() for arm in arms.split(",")] if arms is not None else None
     progress = Progress(quiet=as_json)
     if out is not None:
-        _scorecard(out, run, people or [], named, own_people, seeds, card or [], progress, as_json)
+        _scorecard(out, run, people or [], named, own_people, seeds, criteria, card or [], progress, as_json)
         return
     if len(run) > 1 or len(people or []) > 1:
         raise ConfigError("several runs or sources of people make a scorecard: say where with --out FOLDER")
@@ -100,6 +103,7 @@ def _scorecard(
     arms: list[str] | None,
     people: int | None,
     seeds: int,
+    criteria: bool,
     settings: list[str],
     progress: Progress,
     as_json: bool,
@@ -111,11 +115,13 @@ def _scorecard(
     from simulation.report import report_json
     from simulation.scorecard.arms import DEFAULT
     from simulation.scorecard.evaluate import questions, scorecard
+    from simulation.scorecard.lent import CardSettings
     from simulation.scorecard.output import card_markdown, write_card
-    from simulation.scorecard.person import CardSettings
 
     chosen: CardSettings = settings_of(CardSettings, settings)
-    card = scorecard(questions(runs, sources), arms or DEFAULT, chosen, progress, people=people, seeds=seeds)
+    card = scorecard(
+        questions(runs, sources), arms or DEFAULT, chosen, progress, people=people, seeds=seeds, criteria=criteria
+    )
     write_card(out, card)
     if as_json:
         sys.stdout.write(report_json(dict(card)).decode())

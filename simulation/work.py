@@ -49,7 +49,8 @@ from simulation.host import HostSettings
 from simulation.public_tables import tables_of
 from simulation.record_level import record_noise, shared_charge
 from simulation.retrieval_score import Ranked, ranked
-from simulation.scorecard.person import CardSettings, Loan, PersonCard, score_for_card, train_for_card
+from simulation.scorecard.lent import CardSettings, Loan
+from simulation.scorecard.person import PersonCard, score_for_card, train_for_card
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]

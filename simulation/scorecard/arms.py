@@ -80,6 +80,8 @@ ARMS: tuple[Arm, ...] = (
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
+PROBED = ("base", "global", "hybrid@4", "own", "all", "wrong_person", "wrong_memories")  # by criteria
+WRITTEN = ("base", "global", "hybrid@4", "own", "all", "wrong_person")  # texts are written under these
 LADDER = ("global", "persona", "bm25@4", "dense@4", "hybrid@4", "persona_prompt", "profile", "own", "all")
 CHOSEN_MEANS = "what served the person best on a slice of their history that is neither trained on nor reported"
 KNOWN = (*BY_NAME, CHOSEN)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.documents import Person
+from client.encoder import open_encoder
 from privacy.canonical import Json
 from privacy.errors import ConfigError, DataError
 from privacy.release import STAMP
@@ -21,13 +23,20 @@ from simulation.evaluate_run import Subject, hosts_of, open_run
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.population import load_people
 from simulation.progress import Progress
-from simulation.scorecard.arms import PERSONA_CORE, arms_named
-from simulation.scorecard.person import CardSettings
+from simulation.scorecard.arms import CHOSEN, PERSONA_CORE, PROBED, WRITTEN, arms_named
+from simulation.scorecard.criteria import Measure, adjusted, measure_rows, probe_values
+from simulation.scorecard.criteria import notes as criteria_notes
+from simulation.scorecard.lent import CardSettings
+from simulation.scorecard.person import PersonCard
+from simulation.scorecard.planted_people import planted_people
+from simulation.scorecard.probes import neutral_documents, pair_documents
 from simulation.scorecard.run import Asked, TaskCards, run_cards
-from simulation.scorecard.table import Table, table_of
+from simulation.scorecard.table import Table, table_of, told_notes
+from simulation.scorecard.written import Values, responsiveness_of, written_values
 from simulation.setting import drawn, split_people
 
 Vector = NDArray[np.float64]
+OWN_PEOPLE = "own"
 
 
 class Release(TypedDict):
@@ -42,9 +51,14 @@ class Release(TypedDict):
 
 
 class CardReport(TypedDict):
-    """What `confide evaluate --out` writes as `report.json`: the table, the releases' claims, the cost."""
+    """What `confide evaluate --out` writes as `report.json`: the table, the releases' claims, the cost.
+
+    With criteria, `measures` of what has no judge, and by task and arm EGISES and PerSEval (`responsiveness`).
+    """
 
     table: Table
+    measures: list[Measure]
+    responsiveness: dict[str, dict[str, dict[str, float]]]
     releases: list[Release]
     seconds: float
     settings: dict[str, Json]
@@ -61,15 +75,19 @@ class Question:
 def questions(runs: Sequence[Path], sources: Sequence[str]) -> list[Question]:
     """Return the tasks: every run on its own people, one run on each source, or run and source in pairs.
 
-    Raises ConfigError where the numbers of runs and sources do not go together.
+    The source `own` stands for the run's own people. Raises ConfigError where the numbers of runs and sources do not go together.
     """
     if not sources:
         return [Question(run, None) for run in runs]
     if len(runs) == 1:
-        return [Question(runs[0], source) for source in sources]
+        return [Question(runs[0], _source(source)) for source in sources]
     if len(runs) != len(sources):
         raise ConfigError(f"{len(runs)} runs and {len(sources)} sources of people: give one run, or as many as sources")
-    return [Question(run, source) for run, source in zip(runs, sources, strict=True)]
+    return [Question(run, _source(source)) for run, source in zip(runs, sources, strict=True)]
+
+
+def _source(name: str) -> str | None:
+    return None if name == OWN_PEOPLE else name
 
 
 def scorecard(
@@ -80,59 +98,103 @@ def scorecard(
     *,
     people: int | None = None,
     seeds: int = 1,
+    criteria: bool = False,
     open_hosts: Callable[[Sequence[HostSettings]], Hosts] = HostPool,
 ) -> CardReport:
     """Return the scorecard of all tasks; `people` bounds how many of each are scored, drawn by the run's seed.
 
+    With `criteria` neutral questions are asked under the arms `PROBED`, texts written under `WRITTEN`, and invented
+    people with known answers scored against the first release.
     Nothing is tuned on what is reported and nothing is kept. Raises what `evaluate_run` raises.
     """
     started, named = time.monotonic(), arms_named(arms)
+    work = _Work(named, settings, people, range(seeds), criteria, progress, open_hosts)
     tasks: list[TaskCards] = []
     releases: list[Release] = []
+    values: dict[str, Values] = {}
+    responsiveness: dict[str, dict[str, dict[str, float]]] = {}
     for question in asked:
         subject = open_run(question.run)
-        task, release = _one(subject, question, named, settings, people, range(seeds), progress, open_hosts)
+        task, release, chosen = work.one(subject, question)
         tasks.append(task)
         releases.append(release)
-    _distinct(tasks, releases)
+        _distinct(tasks, releases)
+        if criteria:
+            encoder = open_encoder(settings.encoder)
+            cards = task.cards[0]
+            values[task.task] = written_values(cards, chosen, encoder) | probe_values(cards)
+            found = {arm: responsiveness_of(cards, arm, encoder) for arm in WRITTEN}
+            responsiveness[task.task] = {arm: figures for arm, figures in found.items() if figures}
+    if criteria:
+        values["planted"] = probe_values(work.planted(open_run(asked[0].run)))
     rng = np.random.default_rng([0, 11])
+    measures = adjusted([row for task, some in values.items() for row in measure_rows(task, some, rng)])
+    table = table_of(tasks, list(range(seeds)), rng)
+    table["notes"] = [*told_notes(table), *criteria_notes(measures)]
     return {
-        "table": table_of(tasks, list(range(seeds)), rng),
+        "table": table,
+        "measures": measures,
+        "responsiveness": responsiveness,
         "releases": releases,
         "seconds": time.monotonic() - started,
         "settings": dict(vars(settings)),
     }
 
 
-def _one(
-    subject: Subject,
-    question: Question,
-    arms: Sequence[str],
-    settings: CardSettings,
-    most: int | None,
-    seeds: Sequence[int],
-    progress: Progress,
-    open_hosts: Callable[[Sequence[HostSettings]], Hosts],
-) -> tuple[TaskCards, Release]:
-    chosen, inactive, source = card_people(subject, question.people, most)
-    layout = subject.release.basis.layout
-    flat = {name: layout.flatten(cores) for name, cores in subject.release.adapters.items()}
-    task = TaskCards(source, source, inactive)
-    with (
-        tempfile.TemporaryDirectory(prefix="confide-") as place,
-        open_hosts(hosts_of(subject, chosen, Path(place))) as hosts,
-    ):
-        personas = _personas(hosts, [p.user for p in chosen], flat) if PERSONA_CORE in arms or "all" in arms else {}
-        run_cards(hosts, Asked(chosen, flat["global"], personas, arms, settings), seeds, task, progress)
-    release: Release = {
-        "task": source,
-        "release": subject.release.sha256,
-        "not_private": [] if subject.release.facts.private else [f"the release is stamped {STAMP}"],
-        "privacy": dict(subject.release.facts.privacy),
-        "model": subject.config.model,
-        "people_in_training": len(subject.devices & {p.user for p in chosen}),
-    }
-    return task, release
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for all tasks of a scorecard."""
+
+    arms: Sequence[str]
+    settings: CardSettings
+    most: int | None
+    seeds: Sequence[int]
+    criteria: bool
+    progress: Progress
+    open_hosts: Callable[[Sequence[HostSettings]], Hosts]
+
+    def one(self, subject: Subject, question: Question) -> tuple[TaskCards, Release, list[Person]]:
+        """Return a task's cards, what its release claims, and who was scored."""
+        chosen, inactive, source = card_people(subject, question.people, self.most)
+        layout = subject.release.basis.layout
+        flat = {name: layout.flatten(cores) for name, cores in subject.release.adapters.items()}
+        task = TaskCards(source, source, inactive)
+        wanted = PERSONA_CORE in self.arms or "all" in self.arms or CHOSEN in self.arms
+        with self._hosts(subject, chosen) as hosts:
+            personas = _personas(hosts, [p.user for p in chosen], flat) if wanted else {}
+            asked = Asked(chosen, flat["global"], personas, self.arms, self.settings)
+            if self.criteria:
+                asked = replace(asked, probes={"": neutral_documents()}, write_with=WRITTEN)
+            run_cards(hosts, asked, self.seeds, task, self.progress)
+        release: Release = {
+            "task": source,
+            "release": subject.release.sha256,
+            "not_private": [] if subject.release.facts.private else [f"the release is stamped {STAMP}"],
+            "privacy": dict(subject.release.facts.privacy),
+            "model": subject.config.model,
+            "people_in_training": len(subject.devices & {p.user for p in chosen}),
+        }
+        return task, release, chosen
+
+    def planted(self, subject: Subject) -> dict[str, PersonCard]:
+        """Return the cards of invented people with known answers."""
+        planted = planted_people(self.settings.planted_people, subject.config.seed)
+        people = [each.person for each in planted]
+        probes = {each.person.user: pair_documents(each.pairs) for each in planted}
+        core = subject.release.basis.layout.flatten(subject.release.adapters["global"])
+        arms = [name for name in PROBED if name in self.arms]
+        settings = replace(self.settings, tuning_documents=0)
+        asked = Asked(people, core, {}, arms, settings, probes, dated=True)
+        with self._hosts(subject, people) as hosts:
+            return run_cards(hosts, asked, [0], TaskCards("planted", "planted"), self.progress).cards[0]
+
+    @contextmanager
+    def _hosts(self, subject: Subject, people: Sequence[Person]) -> Iterator[Hosts]:
+        with (
+            tempfile.TemporaryDirectory(prefix="confide-") as place,
+            self.open_hosts(hosts_of(subject, people, Path(place))) as hosts,
+        ):
+            yield hosts
 
 
 def card_people(subject: Subject, source: str | None, most: int | None) -> tuple[list[Person], int, str]:
@@ -164,9 +226,7 @@ def _personas(hosts: Hosts, users: Sequence[str], flat: Mapping[str, Vector]) ->
 
 
 def _distinct(tasks: Sequence[TaskCards], releases: Sequence[Release]) -> None:
-    """Give tasks of one source different names."""
-    seen: dict[str, int] = {}
-    for task, release in zip(tasks, releases, strict=True):
-        seen[task.task] = seen.get(task.task, 0) + 1
-        if seen[task.task] > 1:
-            task.task = release["task"] = f"{task.task} ({seen[task.task]})"
+    """Give the last task another name where one before it has the same source."""
+    same = sum(task.data == tasks[-1].data for task in tasks)
+    if same > 1:
+        tasks[-1].task = releases[-1]["task"] = f"{tasks[-1].data} ({same})"

@@ -16,22 +16,27 @@ from client.style import FIGURES, style_of
 from client.topics import about_of
 
 KIND = "text"
+DAY_S = 86_400.0
 KEY_WORDS = 2 * PASSAGE_WORDS
 STYLE_FIGURES = 4
 COMMON_WORDS = 3000
 
 
 class Memories:
-    """One person's history, oldest first. A document is one memory: its first `PASSAGE_WORDS` own words are shown."""
+    """One person's history, oldest first. A document is one memory: its first `PASSAGE_WORDS` own words are shown.
 
-    def __init__(self, history: Sequence[Document], encoder: Encoder) -> None:
+    With `dated` a document's order is its day, which the memory then shows.
+    """
+
+    def __init__(self, history: Sequence[Document], encoder: Encoder, dated: bool = False) -> None:
         self._encoder, self._shelf = encoder, Shelf()
         kept = [d for d in history if d.own_text.strip()]
         keys = [_cut(d.text, KEY_WORDS) for d in kept]
-        self.passages = [_passage(i, _cut(d.own_text, PASSAGE_WORDS)) for i, d in enumerate(kept)]
+        days = [DAY_S * d.order if dated else None for d in kept]
+        self.passages = [_passage(i, _cut(d.own_text, PASSAGE_WORDS), days[i]) for i, d in enumerate(kept)]
         vectors = encoder.encode(keys)
         for i, (key, vector) in enumerate(zip(keys, vectors, strict=True)):
-            self._shelf.add(_passage(i, key), vector)
+            self._shelf.add(_passage(i, key, days[i]), vector)
         texts = [d.own_text for d in kept]
         attributes = {"style": style} if (style := style_in_words(texts)) else {}
         self.about: About = about_of(self.passages, attributes, encoder.common_words(COMMON_WORDS))
@@ -52,8 +57,8 @@ def style_in_words(texts: Sequence[str]) -> str:
     return ", ".join(f"{'more' if style[i] > 0 else 'fewer'} {FIGURES[i].name}" for i in order if style[i] != 0)
 
 
-def _passage(number: int, text: str) -> Passage:
-    return Passage(number, 0, KIND, "", None, text, own=True)
+def _passage(number: int, text: str, written: float | None) -> Passage:
+    return Passage(number, 0, KIND, "", written, text, own=True)
 
 
 def _cut(text: str, most: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from simulation import figures
 from simulation.report import drawing, fixed, page_environment, percent, report_json
 from simulation.report_schema import Interval
 from simulation.scorecard.arms import BY_NAME, CHOSEN, meaning
+from simulation.scorecard.criteria import LOWER, Measure
 from simulation.scorecard.evaluate import CardReport
 from simulation.scorecard.table import Row, Task
 
@@ -28,7 +30,18 @@ def write_card(folder: Path, card: CardReport) -> None:
 def card_html(card: CardReport) -> str:
     """Return the page: one file, no script, nothing from elsewhere."""
     parts = [_part(card, task) for task in card["table"]["tasks"]]
-    return page_environment().get_template("scorecard.html.j2").render(card=card, parts=parts, meaning=meaning)
+    return (
+        page_environment()
+        .get_template("scorecard.html.j2")
+        .render(card=card, parts=parts, meaning=meaning, measures=_by_measure(card["measures"]), lower=LOWER)
+    )
+
+
+def _by_measure(measures: Sequence[Measure]) -> dict[tuple[str, str], list[Measure]]:
+    found: dict[tuple[str, str], list[Measure]] = {}
+    for row in measures:
+        found.setdefault((row["task"], row["measure"]), []).append(row)
+    return found
 
 
 def _part(card: CardReport, task: Task) -> dict[str, Any]:
@@ -60,6 +73,7 @@ def card_markdown(card: CardReport) -> str:
         lines.append("|---|---|---|---|---|---|---|---|---|---|")
         lines += [_line(r) for r in card["table"]["rows"] if r["task"] == task["task"] and r["arm"] != "base"]
         lines.append("")
+    lines += _measure_lines(card["measures"])
     lines += [f"* {note}" for note in card["table"]["notes"]]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -92,3 +106,19 @@ def _line(row: Row) -> str:
 
 def _p(value: float) -> str:
     return fixed(100 * value, 2)
+
+
+def _measure_lines(measures: Sequence[Measure]) -> list[str]:
+    if not measures:
+        return []
+    lines = ["## Criteria without a judge", ""]
+    lines.append("| task | measure | arm | people | level | over global | 95 % | p (Holm) | said |")
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for row in measures:
+        low, high = row["low"], row["high"]
+        between = f"{fixed(low, 3)} to {fixed(high, 3)}" if low is not None and high is not None else "–"
+        over = "–" if row["difference"] is None else fixed(row["difference"], 3)
+        p = f"{row['p_holm']:.4f}" if row["said"] else "–"
+        cells = [row["task"], row["measure"], row["arm"], str(row["people"]), fixed(row["level"], 3), over, between, p]
+        lines.append(f"| {' | '.join([*cells, row['said'] or '–'])} |")
+    return [*lines, ""]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from client.documents import Person, own_words
+from client.documents import Document, Person, own_words
 from simulation.host import Call, Hosts
 from simulation.progress import Progress
 from simulation.scorecard.arms import BY_NAME, CHOSEN, OWN, PERSONA_CORE, WRONG
-from simulation.scorecard.person import CardSettings, Loan, PersonCard, Tensors
+from simulation.scorecard.lent import CardSettings, Loan, Tensors
+from simulation.scorecard.person import PersonCard
 
 Vector = NDArray[np.float64]
 SEED_STRIDE = 1_000_003
@@ -42,6 +43,9 @@ class Asked:
     personas: Mapping[str, Vector]
     arms: Sequence[str]
     settings: CardSettings
+    probes: Mapping[str, tuple[Document, ...]] = field(default_factory=dict)  # by person; "" = everybody's
+    write_with: tuple[str, ...] = ()
+    dated: bool = False
 
     def wrong(self, place: int) -> Person | None:
         """Return the wrong person of the person at `place`, None for somebody alone."""
@@ -111,6 +115,9 @@ def _loan(asked: Asked, place: int, own: Mapping[str, tuple[Tensors, int]]) -> L
         own[user][0] if own else {},
         own[other.user][0] if own and other else None,
         other.history if other else (),
+        asked.probes.get(user, asked.probes.get("", ())),
+        asked.write_with,
+        asked.dated,
     )
 
 

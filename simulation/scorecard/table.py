@@ -185,3 +185,25 @@ def _task(task: TaskCards) -> Task:
         "median_words": words[len(words) // 2] if words else 0,
         "chosen": dict(sorted(chosen.items(), key=lambda pair: (-pair[1], pair[0]))),
     }
+
+
+CONTROLS = ("wrong_person", "wrong_memories")
+OF_NOTE = ("own", "all", "chosen", "hybrid@4")
+
+
+def told_notes(table: Table) -> list[str]:
+    """Return in words what is shown and what is not: the arms of note, and whether a control helps anybody."""
+    said = []
+    for row in table["rows"]:
+        if row["arm"] in OF_NOTE:
+            said.append(
+                f"{row['task']}, {row['arm']} over {row['against']}: {row['mean']:+.1%}, {row['said']}; "
+                f"better for {row['improved']:.0%}, worse by more than 2 % for {row['notably_worse']:.0%}, "
+                f"worst tenth {row['worst_decile']:+.1%}."
+            )
+        if row["arm"] in CONTROLS and row["said"] == statistics.SHOWN:
+            said.append(
+                f"{row['task']}: the control {row['arm']} helps too ({row['mean']:+.1%}): "
+                "so much of the gain is not the person's own."
+            )
+    return said

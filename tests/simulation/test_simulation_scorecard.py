@@ -16,9 +16,10 @@ from simulation.progress import Progress
 from simulation.scorecard import statistics
 from simulation.scorecard.arms import ARMS, BY_NAME, DEFAULT, arms_named
 from simulation.scorecard.evaluate import CardReport, questions, scorecard
+from simulation.scorecard.lent import CardSettings
 from simulation.scorecard.memories import Memories, style_in_words
 from simulation.scorecard.output import card_html, card_markdown, write_card
-from simulation.scorecard.person import CardSettings, PersonCard, split_history
+from simulation.scorecard.person import PersonCard, split_history
 from simulation.scorecard.run import TaskCards
 from simulation.scorecard.table import person_values, table_of
 
@@ -90,7 +91,8 @@ def test_nothing_is_shown_where_there_is_nothing() -> None:
 
 
 def card(**arms: tuple[float, int]) -> PersonCard:
-    return PersonCard({name: [("d", nats, tokens)] for name, (nats, tokens) in arms.items()}, {"d": 40})
+    rows = {name: [("d", nats, tokens)] for name, (nats, tokens) in arms.items()}
+    return PersonCard(rows, text_bytes={"d": 40})
 
 
 def test_a_value_is_the_share_saved_and_the_mean_over_seeds() -> None:
@@ -156,6 +158,7 @@ def test_runs_and_people_are_paired() -> None:
     assert [(q.run, q.people) for q in questions([a, b], [])] == [(a, None), (b, None)]
     assert [(q.run, q.people) for q in questions([a], ["x", "y"])] == [(a, "x"), (a, "y")]
     assert [(q.run, q.people) for q in questions([a, b], ["x", "y"])] == [(a, "x"), (b, "y")]
+    assert [(q.run, q.people) for q in questions([a], ["own", "y"])] == [(a, None), (a, "y")]
     with pytest.raises(ConfigError, match="2 runs and 3 sources"):
         questions([a, b], ["x", "y", "z"])
 
@@ -190,7 +193,14 @@ def test_the_page_holds_what_the_json_holds(tmp_path: Path) -> None:
         "model": "m",
         "people_in_training": 0,
     }
-    report: CardReport = {"table": table, "releases": [release], "seconds": 1.0, "settings": {}}
+    report: CardReport = {
+        "table": table,
+        "measures": [],
+        "responsiveness": {},
+        "releases": [release],
+        "seconds": 1.0,
+        "settings": {},
+    }
     page = card_html(report)
     assert "<b>task" not in page and "<i>why" not in page and "NOT PRIVATE" in page
     for row in table["rows"]:
