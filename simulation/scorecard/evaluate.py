@@ -75,7 +75,7 @@ class Question:
 def questions(runs: Sequence[Path], sources: Sequence[str]) -> list[Question]:
     """Return the tasks: every run on its own people, one run on each source, or run and source in pairs.
 
-    The source `own` stands for the run's own people. Raises ConfigError where the numbers of runs and sources do not go together.
+    The source `own` stands for the run's own people. Raises ConfigError where their numbers do not go together.
     """
     if not sources:
         return [Question(run, None) for run in runs]
