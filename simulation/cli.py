@@ -11,8 +11,10 @@ import typer
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from simulation.config import RunConfig
     from simulation.evaluate_run import Scorecard
     from simulation.progress import Progress
+    from simulation.report_schema import Report
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the configuration; repeatable.")]
@@ -26,6 +28,10 @@ def simulate(
     replay_noise: Annotated[
         Path | None, typer.Option(help="A 32-byte noise key: for tests; stamps NOT PRIVATE.")
     ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="key=a,b: a run for every value, below --out, and grid.csv; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Every run so often, each with a seed of its own.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Run a federation of people on this machine: release, report and audit in the RUN folder."""
@@ -39,6 +45,9 @@ def simulate(
     from simulation.terminal import print_report
 
     quiet_libraries()
+    if grid or seeds > 1:
+        _grid(config, set_ or [], grid or [], seeds, out, overwrite, as_json)
+        return
     report = run(
         load_config(config, set_ or []), out, Progress(quiet=as_json), overwrite=overwrite, replay=replay_noise
     )
@@ -47,6 +56,28 @@ def simulate(
     else:
         print_report(report, Console())
         typer.echo(f"\n{out / 'report.html'}   {out / 'audit.html'}   {out / 'release'}")
+
+
+def _grid(
+    config: Path | None, settings: list[str], grid: list[str], seeds: int, out: Path, overwrite: bool, as_json: bool
+) -> None:
+    import json
+
+    from simulation.grid import TABLE, run_grid
+    from simulation.progress import Progress
+    from simulation.run import simulate as run
+
+    progress = Progress(quiet=as_json)
+
+    def one(point: RunConfig, folder: Path) -> Report:
+        progress.note(f"{folder.relative_to(out)}")
+        return run(point, folder, progress, overwrite=overwrite)
+
+    lines = run_grid(config, settings, grid, seeds, out, one)
+    if as_json:
+        sys.stdout.write(json.dumps({"runs": lines}, indent=1) + "\n")
+    else:
+        typer.echo(f"{len(lines)} runs   {out / TABLE}")
 
 
 def evaluate(

@@ -127,7 +127,7 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The step on the mean, see `server.optimizer`: `adam`, or `avg` (with momentum FedAvgM).
+    """The step on the mean, see `server.optimizer`: `adam`, `avg` (with momentum FedAvgM), or one's own module:Class.
 
     `learning_rate` of adam is the length of the first step, of avg what the mean is multiplied with; it falls linearly
     to `last_share` of itself. Unset, both follow from the rounds (`server.optimizer.schedule`). Personas always take
@@ -233,7 +233,8 @@ class RunConfig:
                 raise ConfigError(f"{key} must be in (0, {most:g}], not {value}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
-        _choice("server.kind", self.server.kind, ("adam", "avg"))
+        if ":" not in self.server.kind or self.engine != "local":  # module:Class runs in this process alone
+            _choice("server.kind", self.server.kind, ("adam", "avg"))
         _choice("privacy.unit", self.privacy.unit, ("record", "user"))
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)

@@ -49,7 +49,7 @@ from simulation.host import HostSettings
 from simulation.public_tables import tables_of
 from simulation.record_level import record_noise, shared_charge
 from simulation.retrieval_score import Ranked, ranked
-from simulation.scorecard.lent import CardSettings, Loan
+from simulation.scorecard.lent import CardSettings, Learned, Loan
 from simulation.scorecard.person import PersonCard, score_for_card, train_for_card
 
 Vector = NDArray[np.float64]
@@ -321,7 +321,7 @@ class HostWork:
             scores[name] = self._scored(documents, test)
         return scores
 
-    def card_train(self, user: str, core: Vector, settings: CardSettings, seed: int) -> tuple[Tensors, int]:
+    def card_train(self, user: str, core: Vector, settings: CardSettings, seed: int) -> Learned:
         """Return the own adapter that the scorecard trains, and the tokens it learned from."""
         return train_for_card(self, user, core, settings, seed)
 

@@ -77,11 +77,11 @@ def load_records(
     Each comes with its number there; a broken one is reported by it. `digest` has seen the source when they end.
     """
     reading = _Reading(name, strict)
-    for number, record in records:
+    for place, (number, record) in enumerate(records, 1):  # one line of the source may hold several records
         try:
             if isinstance(record, BrokenLine):
                 raise record
-            _take(reading, number, record)
+            _take(reading, place, record)
         except BrokenLine as fault:
             reading.warn(number, str(fault))
     return _loaded(reading, min_test, digest.hexdigest())

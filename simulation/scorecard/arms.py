@@ -10,7 +10,7 @@ from client.retrieve import BM25, DENSE, METHODS, TFIDF
 from privacy.errors import ConfigError
 
 BASE, GLOBAL, PERSONA_CORE = "base", "global", "persona"
-NOBODY, OWN, WRONG = "", "own", "wrong"
+NOBODY, OWN, WRONG, EXTENDED = "", "own", "wrong", "extended"
 PASSAGES = (1, 4, 8)
 CHOSEN = "chosen"
 
@@ -69,6 +69,9 @@ ARMS: tuple[Arm, ...] = (
         4,
         CONTEXTUAL,
     ),
+    Arm("extended_retriever", "texts, found by the retriever given", GLOBAL, NOBODY, OWN, (EXTENDED,), 4, CONTEXTUAL),
+    Arm("extended_prompt", "texts, shown by the prompt given", GLOBAL, NOBODY, OWN, METHODS, 4, EXTENDED),
+    Arm("extended_adapter", "the own adapter that the class given trains", own=EXTENDED),
     Arm("wrong_person", "somebody else’s own adapter", own=WRONG, control=True),
     Arm("wrong_memories", "somebody else’s texts", GLOBAL, NOBODY, WRONG, METHODS, 4, CONTEXTUAL, control=True),
     Arm(
@@ -85,7 +88,8 @@ WRITTEN = ("base", "global", "hybrid@4", "own", "all", "wrong_person")  # texts 
 LADDER = ("global", "persona", "bm25@4", "dense@4", "hybrid@4", "persona_prompt", "profile", "own", "all")
 CHOSEN_MEANS = "what served the person best on a slice of their history that is neither trained on nor reported"
 KNOWN = (*BY_NAME, CHOSEN)
-DEFAULT = tuple(name for name in KNOWN if not name.startswith("tfidf"))
+EXTENSIONS = ("extended_retriever", "extended_prompt", "extended_adapter")
+DEFAULT = tuple(name for name in KNOWN if not name.startswith("tfidf") and name not in EXTENSIONS)
 
 
 def arms_named(names: Sequence[str]) -> tuple[str, ...]:

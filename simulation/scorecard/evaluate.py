@@ -20,6 +20,7 @@ from privacy.errors import ConfigError, DataError
 from privacy.release import STAMP
 from simulation.evaluate import Evaluation, score_personas
 from simulation.evaluate_run import Subject, hosts_of, open_run
+from simulation.extension import extension
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.population import load_people
 from simulation.progress import Progress
@@ -107,7 +108,7 @@ def scorecard(
     people with known answers scored against the first release.
     Nothing is tuned on what is reported and nothing is kept. Raises what `evaluate_run` raises.
     """
-    started, named = time.monotonic(), arms_named(arms)
+    started, named = time.monotonic(), arms_named([*arms, *_extended(settings)])
     work = _Work(named, settings, people, range(seeds), criteria, progress, open_hosts)
     tasks: list[TaskCards] = []
     releases: list[Release] = []
@@ -122,7 +123,7 @@ def scorecard(
         if criteria:
             encoder = open_encoder(settings.encoder)
             cards = task.cards[0]
-            values[task.task] = written_values(cards, chosen, encoder) | probe_values(cards)
+            values[task.task] = written_values(cards, chosen, encoder, settings.metric) | probe_values(cards)
             found = {arm: responsiveness_of(cards, arm, encoder) for arm in WRITTEN}
             responsiveness[task.task] = {arm: figures for arm, figures in found.items() if figures}
     if criteria:
@@ -139,6 +140,15 @@ def scorecard(
         "seconds": time.monotonic() - started,
         "settings": dict(vars(settings)),
     }
+
+
+def _extended(settings: CardSettings) -> list[str]:
+    """Return the arms of the classes that `settings` name, each held to its contract before anything is loaded."""
+    points = {"retriever": settings.retriever, "prompt": settings.prompt, "adapter": settings.adapter}
+    for point, reference in {**points, "metric": settings.metric}.items():
+        if reference:
+            extension(point, reference)
+    return [f"extended_{point}" for point, reference in points.items() if reference]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ class CardSettings:
 
     `tuning_documents` at most decide what is chosen, `passage_tokens` are allowed for each memory that is shown,
     `written_tokens` for a text that the model writes. `planted_people` are invented for criteria.
+
+    `retriever`, `prompt`, `adapter` and `metric` name a researcher's own classes, see `simulation.extension`; the first
+    three are arms of their own then.
     """
 
     own_tokens: int = 1280
@@ -30,6 +33,10 @@ class CardSettings:
     passage_tokens: int = 96
     written_tokens: int = 32
     planted_people: int = 20
+    retriever: str = ""
+    prompt: str = ""
+    adapter: str = ""
+    metric: str = ""
     encoder: str = "minilm"
 
     def __post_init__(self) -> None:
@@ -40,11 +47,20 @@ class CardSettings:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What a person's host trained for the card: the own adapter, its tokens, and that of an extension."""
+
+    own: Tensors
+    tokens: int
+    extended: Tensors | None = None
+
+
+@dataclass(frozen=True)
 class Loan:
     """What a person is lent for the arms: flat cores by name, their own adapter, and the controls' from another.
 
     `probes` are documents of nobody's that are scored beside the person's own; with the arms `write_with` the test
-    texts are also written. `dated`: a document's order is its day.
+    texts are also written. `dated`: a document's order is its day. `extended`: the own adapter of a given class.
     """
 
     cores: Mapping[str, Vector]
@@ -54,3 +70,4 @@ class Loan:
     probes: tuple[Document, ...] = ()
     write_with: tuple[str, ...] = ()
     dated: bool = False
+    extended: Tensors | None = None

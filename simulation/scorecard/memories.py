@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from client.prompt import About
 from client.retrieve import DENSE, Shelf
 from client.style import FIGURES, style_of
 from client.topics import about_of
+from simulation.scorecard.arms import EXTENDED
 
 KIND = "text"
 DAY_S = 86_400.0
@@ -25,10 +27,12 @@ COMMON_WORDS = 3000
 class Memories:
     """One person's history, oldest first. A document is one memory: its first `PASSAGE_WORDS` own words are shown.
 
-    With `dated` a document's order is its day, which the memory then shows.
+    With `dated` a document's order is its day, which the memory then shows. `extended` is a researcher's retriever.
     """
 
-    def __init__(self, history: Sequence[Document], encoder: Encoder, dated: bool = False) -> None:
+    def __init__(
+        self, history: Sequence[Document], encoder: Encoder, dated: bool = False, extended: Any = None
+    ) -> None:
         self._encoder, self._shelf = encoder, Shelf()
         kept = [d for d in history if d.own_text.strip()]
         keys = [_cut(d.text, KEY_WORDS) for d in kept]
@@ -37,12 +41,15 @@ class Memories:
         vectors = encoder.encode(keys)
         for i, (key, vector) in enumerate(zip(keys, vectors, strict=True)):
             self._shelf.add(_passage(i, key, days[i]), vector)
+        self._extended: Any = extended(keys, encoder) if extended is not None else None
         texts = [d.own_text for d in kept]
         attributes = {"style": style} if (style := style_in_words(texts)) else {}
         self.about: About = about_of(self.passages, attributes, encoder.common_words(COMMON_WORDS))
 
     def search(self, query: str, methods: Sequence[str], k: int) -> list[Passage]:
         """Return at most k memories, best first; the newest where no word of the query is known."""
+        if EXTENDED in methods:
+            return [self.passages[int(place)] for place in self._extended.search(query, k)]
         vector = self._encoder.encode([query])[0] if DENSE in methods and words(query) else None
         _, rows = self._shelf.ranked(query, vector, methods)
         found = [row for row, _ in rows[:k]]

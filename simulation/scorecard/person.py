@@ -9,7 +9,7 @@ either. Memories for test documents come from the whole history.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from client.documents import Document
 from client.encoder import Encoder
+from client.model import GLOBAL as GLOBAL_ADAPTER
 from client.model import Cached
 from client.personal import LEAST_DOCUMENTS
 from client.personalize import choose
 from client.prompt import templates
 from client.train import OwnTraining, train_own
-from simulation.scorecard.arms import BY_NAME, CHOSEN, LADDER, OWN, PERSONA_CORE, PROBED, WRONG, Arm
-from simulation.scorecard.lent import CardSettings, Loan, Tensors
+from simulation.extension import extension
+from simulation.scorecard.arms import BY_NAME, CHOSEN, EXTENDED, LADDER, OWN, PERSONA_CORE, PROBED, WRONG, Arm
+from simulation.scorecard.lent import CardSettings, Learned, Loan, Tensors
 from simulation.scorecard.memories import Memories
 from simulation.scorecard.reader import Reader, Rows, Written
 
@@ -66,8 +68,11 @@ def split_history(history: Sequence[Document], most: int) -> tuple[tuple[Documen
     return tuple(history[:cut]), tuple(history[cut:])
 
 
-def train_for_card(work: HostWork, user: str, core: Vector, settings: CardSettings, seed: int) -> tuple[Tensors, int]:
-    """Train the person's own LoRA over `core` on the part of the history to learn from; return it and its tokens."""
+def train_for_card(work: HostWork, user: str, core: Vector, settings: CardSettings, seed: int) -> Learned:
+    """Train the person's own LoRA over `core` on the part of the history to learn from; return it and its tokens.
+
+    With `settings.adapter` the adapter of that class too, on the same documents.
+    """
     learn, _ = split_history(work.people[user].history, settings.tuning_documents)
     documents: list[Cached] = []
     total = 0
@@ -81,7 +86,16 @@ def train_for_card(work: HostWork, user: str, core: Vector, settings: CardSettin
     training = OwnTraining(own.rank, own.epochs, own.learning_rate, batch_documents=1)
     generator = torch.Generator().manual_seed(seed)  # nothing of it leaves: no secret rests on it
     tensors, _ = train_own(work.model, documents[::-1], training, generator)
-    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}, total
+    extended = None
+    if settings.adapter:
+        work.model.activate(GLOBAL_ADAPTER)
+        fitted = extension("adapter", settings.adapter)().fit(work.model, documents[::-1], generator)
+        extended = _arrays(fitted)
+    return Learned(_arrays(tensors), total, extended)
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def score_for_card(
@@ -98,8 +112,9 @@ def score_for_card(
         card.advice = reader.best_advice(tuning, tuned)
     if len(tuning) >= 1 and CHOSEN in arms:
         card.chosen = _choice(reader, tuning, tuned, loan)
+    found_by = extension("retriever", settings.retriever) if settings.retriever else None
     memories = {
-        OWN: Memories(person.history, encoder, loan.dated),
+        OWN: Memories(person.history, encoder, loan.dated, found_by),
         WRONG: Memories(loan.wrong_history, encoder, loan.dated),
     }
     test = person.test[-settings.test_documents :]
@@ -124,6 +139,8 @@ def score_for_card(
 def _lent(arm: Arm, loan: Loan) -> bool:
     if arm.core == PERSONA_CORE and PERSONA_CORE not in loan.cores and arm.own != OWN:
         return False
+    if arm.own == EXTENDED:
+        return loan.extended is not None
     if arm.own == WRONG:
         return loan.wrong_own is not None
     return bool(loan.wrong_history) if arm.memories == WRONG else True

@@ -16,7 +16,8 @@ from client.model import Encoded, LanguageModel
 from client.own import load_own
 from client.personal import scored_part
 from client.prompt import CONTINUE, PLAIN, REFINED, About, context, templates
-from simulation.scorecard.arms import BASE, BY_NAME, OWN, WRONG, Arm
+from simulation.extension import extension
+from simulation.scorecard.arms import BASE, BY_NAME, EXTENDED, OWN, WRONG, Arm
 from simulation.scorecard.lent import CardSettings, Loan
 from simulation.scorecard.memories import Memories
 
@@ -41,6 +42,8 @@ class Reader:
     def __init__(self, work: HostWork, loan: Loan, settings: CardSettings) -> None:
         self.model: LanguageModel = work.model
         self._layout, self._loan, self._settings = work.learner.layout, loan, settings
+        self._prompt: Any = extension("prompt", settings.prompt)() if settings.prompt else None
+        self._adapter: Any = extension("adapter", settings.adapter)() if settings.adapter else None
 
     def score(self, arm: Arm, documents: Sequence[Document], memories: Memories | None, advice: str) -> Rows:
         """Return (document, nats, tokens) of every document with a token to score."""
@@ -118,6 +121,9 @@ class Reader:
         if arm.prompt == PLAIN or memories is None:
             return ""
         found = memories.search(question, arm.methods, arm.passages)
+        if arm.prompt == EXTENDED:
+            style = memories.about.attributes.get("style", "")
+            return str(self._prompt.build([passage.text for passage in found], memories.about.topics, style))
         about = About(memories.about.attributes, memories.about.topics, memories.about.topics_by_type, advice)
         if arm.prompt != REFINED:
             about = memories.about
@@ -135,6 +141,10 @@ class Reader:
         core = np.zeros_like(cores["global"]) if arm.core == BASE else cores[name]
         self.model.set_cores(self._layout.unflatten(core))
         own = loan.wrong_own if arm.own == WRONG else loan.own if arm.own == OWN else None
+        if arm.own == EXTENDED:
+            self.model.activate(GLOBAL_ADAPTER)
+            self._adapter.load(self.model, {k: torch.from_numpy(v) for k, v in (loan.extended or {}).items()})
+            return
         if own is None:
             self.model.activate(GLOBAL_ADAPTER)
             return

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from client.documents import Document, Person, own_words
 from simulation.host import Call, Hosts
 from simulation.progress import Progress
-from simulation.scorecard.arms import BY_NAME, CHOSEN, OWN, PERSONA_CORE, WRONG
-from simulation.scorecard.lent import CardSettings, Loan, Tensors
+from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE
+from simulation.scorecard.lent import CardSettings, Learned, Loan
 from simulation.scorecard.person import PersonCard
 
 Vector = NDArray[np.float64]
@@ -64,12 +64,12 @@ def run_cards(pool: Hosts, asked: Asked, seeds: Sequence[int], task: TaskCards, 
     return task
 
 
-def _trained(pool: Hosts, asked: Asked, seed: int, task: str, progress: Progress) -> dict[str, tuple[Tensors, int]]:
+def _trained(pool: Hosts, asked: Asked, seed: int, task: str, progress: Progress) -> dict[str, Learned]:
     """Return everybody's own adapter and the tokens that it learned from."""
-    own: dict[str, tuple[Tensors, int]] = {}
+    own: dict[str, Learned] = {}
     with progress.task(f"{task}: own adapters, seed {seed}", len(asked.people)) as step:
 
-        def done(user: str, result: tuple[Tensors, int]) -> None:
+        def done(user: str, result: Learned) -> None:
             own[user] = result
             step()
 
@@ -85,7 +85,7 @@ def _scored(
     pool: Hosts,
     asked: Asked,
     arms: Sequence[str],
-    own: Mapping[str, tuple[Tensors, int]],
+    own: Mapping[str, Learned],
     label: str,
     progress: Progress,
 ) -> dict[str, PersonCard]:
@@ -93,7 +93,7 @@ def _scored(
     with progress.task(label, len(asked.people)) as step:
 
         def done(user: str, card: PersonCard) -> None:
-            card.learned_tokens = own[user][1] if user in own else 0
+            card.learned_tokens = own[user].tokens if user in own else 0
             cards[user] = card
             step()
 
@@ -105,22 +105,23 @@ def _scored(
     return cards
 
 
-def _loan(asked: Asked, place: int, own: Mapping[str, tuple[Tensors, int]]) -> Loan:
+def _loan(asked: Asked, place: int, own: Mapping[str, Learned]) -> Loan:
     user, other = asked.people[place].user, asked.wrong(place)
     cores = {"global": asked.core}
     if user in asked.personas:
         cores[PERSONA_CORE] = asked.personas[user]
     return Loan(
         cores,
-        own[user][0] if own else {},
-        own[other.user][0] if own and other else None,
+        own[user].own if own else {},
+        own[other.user].own if own and other else None,
         other.history if other else (),
         asked.probes.get(user, asked.probes.get("", ())),
         asked.write_with,
         asked.dated,
+        own[user].extended if own else None,
     )
 
 
 def _seeded(name: str) -> bool:
     """Return whether an arm depends on the seed: what is trained does, and what is chosen with it."""
-    return name == CHOSEN or BY_NAME[name].own in (OWN, WRONG)
+    return name == CHOSEN or BY_NAME[name].own != NOBODY

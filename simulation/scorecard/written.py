@@ -7,12 +7,14 @@ Each measure is one value a person and arm, the mean over test documents; which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.documents import Person
 from client.encoder import Encoder
+from simulation.extension import extension
 from simulation.measures import tone
 from simulation.measures.authorship import Attribution
 from simulation.measures.personalization import degress, egises, perseval
@@ -29,16 +31,24 @@ AUTHORS = 20
 SAME = 1e-6  # a distance below this is rounding: the texts are one
 
 
-def written_values(cards: Mapping[str, PersonCard], people: Sequence[Person], encoder: Encoder) -> Values:
-    """Return every measure of what was written; empty where nothing was."""
+def written_values(
+    cards: Mapping[str, PersonCard], people: Sequence[Person], encoder: Encoder, metric: str = ""
+) -> Values:
+    """Return every measure of what was written; empty where nothing was.
+
+    `metric` names a researcher's own class; a value that is better lower is put in as its negative, and said so.
+    """
     users = [user for user, card in sorted(cards.items()) if card.written]
     if not users:
         return {}
     by_user = {person.user: person for person in people}
     values: Values = {}
+    own_metric = extension("metric", metric)() if metric else None
     for user in users:
         for arm, texts in cards[user].written.items():
             _likeness(values, arm, user, texts, encoder)
+            if own_metric is not None:
+                _extended(values, own_metric, arm, user, texts)
     _style(values, cards, users, by_user)
     _content(values, cards, users, encoder)
     return values
@@ -68,6 +78,13 @@ def _likeness(values: Values, arm: str, user: str, texts: Sequence[Written], enc
     for measure, row in measured.items():
         if row:
             _put(values, measure, arm, user, float(np.mean(row)))
+
+
+def _extended(values: Values, metric: Any, arm: str, user: str, texts: Sequence[Written]) -> None:
+    sign, name = (1.0, metric.name) if metric.higher_is_better else (-1.0, f"{metric.name} (negative)")
+    row = [sign * float(metric.value(w.own, w.text)) for w in texts]
+    if row:
+        _put(values, name, arm, user, float(np.mean(row)))
 
 
 def _distances(pairs: Sequence[tuple[str, str]], of: Callable[[str], float]) -> list[float]:

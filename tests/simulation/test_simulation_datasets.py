@@ -114,7 +114,7 @@ EXPECTED: dict[str, tuple[Any, list[tuple[str, str, str]], int]] = {
     "tripadvisor": (tripadvisor, [("history", "Nice. Clean room", "4.0")], 0),
     "mind": (mind, [("history", "sport", 'A "putt'), ("test", "news", "Rain")], 0),
     "recipes": (recipes, [("history", "stew. Tasty,\nmade twice", "4")], 0),
-    "opinionqa": (opinionqa, [("history", "How safe?", "Not safe"), ("test", "Happy?", "Yes")], 0),
+    "opinionqa": (opinionqa, [("history", "How safe?", "Very safe")], 0),
 }
 
 
