@@ -16,7 +16,7 @@ from privacy.errors import ConfigError
 from simulation.attacks.federation import Federation, nats
 from simulation.attacks.outcome import Attack, Success, allowed_pair, ranking
 from simulation.attacks.release import Size
-from simulation.attacks.tiny import tiny_model
+from simulation.attacks.tiny import Maker, tiny_model
 
 Facts = list[tuple[str, ...]]
 EACH = 2  # facts of a person
@@ -33,13 +33,15 @@ def read_facts(profiles: Path, field: str) -> Facts:
     return [facts[:EACH] for facts in found if len(facts) >= EACH]
 
 
-def attack_facts(folder: Path, root: bytes, rng: np.random.Generator, facts: Facts, size: Size) -> Attack:
+def attack_facts(
+    folder: Path, root: bytes, rng: np.random.Generator, facts: Facts, size: Size, make: Maker = tiny_model
+) -> Attack:
     """Return the attack; raises ConfigError where there are too few people for the size."""
     if len(facts) < size.people + size.others:
         raise ConfigError(f"{len(facts)} people with {EACH} facts, the attack needs {size.people + size.others}")
     order = [facts[i] for i in rng.permutation(len(facts))]
     inside, outside = order[: size.people], order[size.people : size.people + size.others]
-    model = tiny_model(folder / "model", size.rank)
+    model = make(folder / "model", size.rank)
     assert model.layout is not None
     base = model.layout.unflatten(np.zeros(model.layout.dim))
     texts = {f"person-{i}": own for i, own in enumerate(inside)}

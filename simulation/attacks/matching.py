@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from client.model import Encoded, LanguageModel, padded
-from simulation.attacks.inversion import Size, held, outcome
+from simulation.attacks.inversion import Held, Size, held, outcome
 from simulation.attacks.outcome import Attack
 from simulation.mechanism.people import Vector
 from simulation.search.local import RowCore, people_gradients, with_row_cores
@@ -34,10 +34,10 @@ def attack_by_matching(folder: Path, root: bytes, rng: np.random.Generator, size
     known = held(folder, root, rng, size)
     cores = with_row_cores(known.model)
 
-    def reader(model: LanguageModel, vector: Vector, length: int) -> str:
-        return Matching(model, cores, vector, np.random.default_rng(length)).best(length)
+    def reader(known: Held, vector: Vector, length: int) -> list[int]:
+        return Matching(known.model, cores, vector, np.random.default_rng(length)).best(length)
 
-    return outcome("matching", "text from one update (gradient matching)", known, reader, LETTERS)
+    return outcome("matching", "text from one update (gradient matching)", known, reader, "characters", len(LETTERS))
 
 
 class Matching:
@@ -50,10 +50,10 @@ class Matching:
         self.wanted = torch.tensor(-update / max(float(np.linalg.norm(update)), 1e-300), dtype=torch.float32)
         self.ids = [int(model.tokenizer.encode(letter)[0]) for letter in LETTERS]
 
-    def best(self, length: int) -> str:
-        """Return the best text of `length` characters of all restarts."""
+    def best(self, length: int) -> list[int]:
+        """Return the tokens of the best text of `length` characters of all restarts."""
         found = max((self._climbed(length) for _ in range(RESTARTS)), key=lambda pair: pair[0])
-        return "".join(LETTERS[place] for place in found[1])
+        return [self.ids[place] for place in found[1]]
 
     def scores(self, texts: list[list[int]]) -> Vector:
         """Return the cosine of each text's gradient to the update, float64 [texts]; texts are places in `LETTERS`."""

@@ -22,7 +22,7 @@ from client.model import LanguageModel
 from privacy.adapter import Cores
 from simulation.attacks.federation import Federation, Training, nats
 from simulation.attacks.outcome import Attack, Success, allowed_guess, allowed_pair, ranking, share
-from simulation.attacks.tiny import tiny_model
+from simulation.attacks.tiny import Maker, tiny_model
 
 WORDS = (
     *(
@@ -92,9 +92,11 @@ def _digits(rng: np.random.Generator) -> str:
     return f"{rng.integers(10**DIGITS):0{DIGITS}d}"
 
 
-def attack_release(folder: Path, root: bytes, rng: np.random.Generator, size: Size) -> list[Attack]:
+def attack_release(
+    folder: Path, root: bytes, rng: np.random.Generator, size: Size, make: Maker = tiny_model
+) -> list[Attack]:
     """Return the four attacks on the releases of one federation, trained with protection off and on."""
-    model = tiny_model(folder / "model", size.rank)
+    model = make(folder / "model", size.rank)
     names = [f"{a} {b}" for a, b in zip(rng.permutation(WORDS * 3), rng.permutation(WORDS * 3), strict=True)]
     inside = [invented(rng, name) for name in names[: size.people]]
     outside = [invented(rng, name) for name in names[size.people : size.people + size.others]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from client.basis import BasisSettings, own_samples, whitened_basis
 from client.model import LanguageModel
 
+Maker = Callable[[Path, int], LanguageModel]  # a folder to make it in, and the rank of its cores
 SPECIAL = ("<s>", "</s>", "<pad>")
 
 

@@ -95,12 +95,12 @@ def run_campaign(
     base = _score(model, np.zeros(dim), select)
     for number in range(first, recipe.rounds):
         started = time.process_time()
-        rng = np.random.default_rng([recipe.seed, number])
-        asked = rng.permutation(recipe.people)[: recipe.cohort]
-        parts = [train[i][number % len(train[i])] for i in asked]
+        asked, part = recipe.asked(number)
+        parts = [train[i][part % len(train[i])] for i in asked]
         updates = _updates(recipe, model, cores, parts, weights)
         mean = clipped_mean(updates, clip)
         sigma = recipe.noise.of_mean(recipe.rounds) if recipe.noise else 0.0
+        rng = np.random.default_rng([recipe.seed, number, 2])
         left = UPDATE_SHARE if recipe.adaptive else 1.0  # of an answer, beside its bit
         noisy = mean + sigma / left * rng.standard_normal(dim)
         below = float((np.linalg.norm(updates, axis=1) <= clip).mean())
@@ -110,6 +110,7 @@ def run_campaign(
         average = decay * average + (1 - decay) * weights
         row = {
             "round": number,
+            "answers": len(asked),
             "seconds": time.process_time() - started,
             "alpha": float(np.linalg.norm(unit_norms(updates).mean(0))),
             "clip": clip,
@@ -130,7 +131,7 @@ def run_campaign(
 
 
 def report(model: LanguageModel, weights: Vector, people: Sequence[Sequence[Cached]]) -> dict[str, Any]:
-    """Return the gain of `weights` over base on `people`, its interval, and each person's own gain."""
+    """Return the gain of `weights` over base on `people`, its interval, each person's own gain and base nats."""
     base, after = _score(model, np.zeros(len(weights)), people), _score(model, weights, people)
     low, high = bootstrap(base, after)
     better = float((after < base).mean())
@@ -140,6 +141,7 @@ def report(model: LanguageModel, weights: Vector, people: Sequence[Sequence[Cach
         "high": high,
         "better": better,
         "by_person": (1 - after / base).round(5).tolist(),
+        "base_nats": base.round(3).tolist(),
     }
 
 

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from privacy.accounting import noise_multiplier_for, rho_for_epsilon
 from privacy.errors import ConfigError
 from privacy.query import Cohort
@@ -51,7 +54,8 @@ class Recipe:
     """One campaign of the search.
 
     `cohort` of the first `people` of the train slice answer each round, each on its next part of at most `tokens` own
-    tokens of at most `documents` documents, as a device takes them; answers are clipped to `clip`, divided by it,
+    tokens of at most `documents` documents, as a device takes them; with `participations` everybody is invited so many
+    times instead, and a share `dropout` of the invited is lost. Answers are clipped to `clip`, divided by it,
     averaged, noised, and taken by the server ("avg" or "adam") with the rate `server_length` and `momentum`; the rate
     falls linearly to `last_share` of itself. `average` is the decay of the iterate average that is scored beside the
     last iterate (0: none). With `adaptive` the clip follows the people from `clip` on, by a bit in every answer.
@@ -62,6 +66,8 @@ class Recipe:
     layers: int = 10
     people: int = 320
     cohort: int = 80
+    participations: int | None = None
+    dropout: float = 0.0
     documents: int = 4
     tokens: int = 96
     rounds: int = 10
@@ -80,6 +86,18 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.cohort > self.people:
             raise ConfigError(f"search: cohort {self.cohort} is larger than the {self.people} people")
+        if self.participations and self.rounds % self.participations:
+            raise ConfigError(f"search: {self.rounds} rounds do not divide by {self.participations} participations")
+
+    def asked(self, number: int) -> tuple[NDArray[np.int64], int]:
+        """Return who answers round `number`, indexes into the people, and which of their parts they answer on."""
+        rng = np.random.default_rng([self.seed, number])
+        if self.participations is None:
+            return rng.permutation(self.people)[: self.cohort], number
+        time, place = divmod(number, self.rounds // self.participations)
+        order = np.random.default_rng([self.seed, time, 1]).permutation(self.people)
+        invited = order[place :: self.rounds // self.participations]
+        return rng.permutation(invited)[: round(len(invited) * (1 - self.dropout))], time
 
     def save(self, file: Path) -> None:
         """Write the recipe as JSON."""

@@ -18,6 +18,7 @@ from privacy.errors import ConfigError, DataError
 from server.optimizer import FedAvg
 from simulation.search.campaign import Folder, clipped_mean, report, run_campaign
 from simulation.search.local import LocalRule, local_updates, unit_norms, with_row_cores
+from simulation.search.payers import by_thirds, features, table
 from simulation.search.plot import svg
 from simulation.search.pooled import PooledTraining, core_parameters, lora_parameters, train_pooled
 from simulation.search.recipe import Noise, Recipe, recipe_of
@@ -195,6 +196,32 @@ def test_pooled_training_learns_what_it_reads(model: LanguageModel, people: list
     assert read[-1] >= 2500 and relative_gain(before, after) > 0
     low, high = bootstrap(before, after)
     assert low <= relative_gain(before, after) <= high
+
+
+def test_with_participations_everybody_is_invited_as_often_as_is_said() -> None:
+    run = recipe(people=40, cohort=10, rounds=8, participations=2, dropout=0.1)
+    asked = [run.asked(number) for number in range(8)]
+    assert [part for _, part in asked] == [0] * 4 + [1] * 4
+    assert {len(who) for who, _ in asked} == {9}
+    for half in (asked[:4], asked[4:]):
+        together = np.concatenate([who for who, _ in half])
+        assert len(set(together.tolist())) == len(together) == 36
+    assert [w.tolist() for w, _ in asked] == [run.asked(number)[0].tolist() for number in range(8)]
+    whole = recipe(people=40, cohort=10, rounds=8, participations=2)
+    assert sorted(np.concatenate([whole.asked(n)[0] for n in range(4)]).tolist()) == list(range(40))
+
+
+def test_gain_by_thirds_is_that_of_the_people_in_them() -> None:
+    base, feature = np.full(9, 100.0), np.array([5.0, 1, 9, 2, 8, 3, 7, 4, 6])
+    after = base * (1 - feature / 100)
+    rows = by_thirds(feature, base, after)
+    assert [round(gain, 4) for gain, _, _ in rows] == [0.02, 0.05, 0.08]
+    assert all(low <= gain <= high for gain, low, high in rows)
+    someone = Person("p", (Document("a", (Span("One two. Three!", own=True),), "history", 0),))
+    found = features([someone])
+    assert found["words written"].tolist() == [3] and found["words a sentence"].tolist() == [1.5]
+    with pytest.raises(DataError, match="old-run"):
+        table({"old-run": {"by_person": [0.1]}}, [someone])
 
 
 def test_a_recipe_with_an_unknown_key_or_too_large_a_cohort_is_refused() -> None:
