@@ -18,7 +18,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -127,8 +127,7 @@ def _adapter(kind: Any) -> str:
 def _aggregator(kind: Any) -> str:
     if not dataclasses.is_dataclass(kind):
         return "it is a frozen dataclass of learning_rate and momentum, so that the run's plan can name it"
-    build: Callable[..., Any] = kind
-    made = build(0.5, 0.0)
+    made = cast(Any, kind)(0.5, 0.0)
     weights, velocity, mean = np.arange(4.0), np.zeros(4), np.array([1.0, -2.0, 0.0, 0.5])
     kept = (weights.copy(), velocity.copy(), mean.copy())
     new, after = made.step(weights, velocity, mean, 1.0)

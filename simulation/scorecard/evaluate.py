@@ -27,6 +27,7 @@ from simulation.progress import Progress
 from simulation.scorecard.arms import CHOSEN, PERSONA_CORE, PROBED, WRITTEN, arms_named
 from simulation.scorecard.criteria import Measure, adjusted, measure_rows, probe_values
 from simulation.scorecard.criteria import notes as criteria_notes
+from simulation.scorecard.groups import Gap, Group, group_rows
 from simulation.scorecard.lent import CardSettings
 from simulation.scorecard.person import PersonCard
 from simulation.scorecard.planted_people import planted_people
@@ -54,11 +55,14 @@ class Release(TypedDict):
 class CardReport(TypedDict):
     """What `confide evaluate --out` writes as `report.json`: the table, the releases' claims, the cost.
 
-    With criteria, `measures` of what has no judge, and by task and arm EGISES and PerSEval (`responsiveness`).
+    `groups` and `gaps` say whom it serves. With criteria, `measures` of what has no judge, and by task and arm EGISES
+    and PerSEval (`responsiveness`).
     """
 
     table: Table
     measures: list[Measure]
+    groups: list[Group]
+    gaps: list[Gap]
     responsiveness: dict[str, dict[str, dict[str, float]]]
     releases: list[Release]
     seconds: float
@@ -131,10 +135,13 @@ def scorecard(
     rng = np.random.default_rng([0, 11])
     measures = adjusted([row for task, some in values.items() for row in measure_rows(task, some, rng)])
     table = table_of(tasks, list(range(seeds)), rng)
+    parts = [group_rows(task, table["rows"], rng) for task in tasks]
     table["notes"] = [*told_notes(table), *criteria_notes(measures)]
     return {
         "table": table,
         "measures": measures,
+        "groups": [group for groups, _ in parts for group in groups],
+        "gaps": [gap for _, gaps in parts for gap in gaps],
         "responsiveness": responsiveness,
         "releases": releases,
         "seconds": time.monotonic() - started,

@@ -73,6 +73,7 @@ def card_markdown(card: CardReport) -> str:
         lines.append("|---|---|---|---|---|---|---|---|---|---|")
         lines += [_line(r) for r in card["table"]["rows"] if r["task"] == task["task"] and r["arm"] != "base"]
         lines.append("")
+    lines += _group_lines(card)
     lines += _measure_lines(card["measures"])
     lines += [f"* {note}" for note in card["table"]["notes"]]
     return "\n".join(lines).rstrip() + "\n"
@@ -106,6 +107,23 @@ def _line(row: Row) -> str:
 
 def _p(value: float) -> str:
     return fixed(100 * value, 2)
+
+
+def _group_lines(card: CardReport) -> list[str]:
+    lines = [
+        "## Whom it serves",
+        "",
+        "| task | by | group | arm | people | gain % | worse |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in card["groups"]:
+        cells = [row["task"], row["by"], row["group"], row["arm"], str(row["people"]), _p(row["mean"])]
+        lines.append(f"| {' | '.join([*cells, percent(row['worse'], 0)])} |")
+    for task in card["table"]["tasks"]:
+        cells = [task["task"], "activity", "inactive", "–", str(task["inactive"]), "not scored", "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    said = [f"* {g['task']}, {g['arm']}, gap by {g['by']}: {_p(g['gap'])} %, {g['said']}." for g in card["gaps"]]
+    return [*lines, "", *said, ""]
 
 
 def _measure_lines(measures: Sequence[Measure]) -> list[str]:

@@ -27,6 +27,7 @@ class TaskCards:
     data: str
     inactive: int = 0
     words: dict[str, int] = field(default_factory=dict)  # own words of history, by person
+    declared: dict[str, str] = field(default_factory=dict)  # the declared persona, by person, "" for none
     cards: list[dict[str, PersonCard]] = field(default_factory=list)
 
 
@@ -56,6 +57,7 @@ class Asked:
 def run_cards(pool: Hosts, asked: Asked, seeds: Sequence[int], task: TaskCards, progress: Progress) -> TaskCards:
     """Fill `task` with a card of everybody for every seed; later seeds score only what depends on them."""
     task.words = {person.user: own_words(person.history) for person in asked.people}
+    task.declared = {person.user: person.persona for person in asked.people}
     needs_own = any(name == CHOSEN or BY_NAME[name].own for name in asked.arms)
     for number, seed in enumerate(seeds):
         arms = list(asked.arms) if number == 0 else [name for name in asked.arms if _seeded(name)]

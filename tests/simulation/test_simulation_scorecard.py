@@ -196,6 +196,8 @@ def test_the_page_holds_what_the_json_holds(tmp_path: Path) -> None:
     report: CardReport = {
         "table": table,
         "measures": [],
+        "groups": [],
+        "gaps": [],
         "responsiveness": {},
         "releases": [release],
         "seconds": 1.0,
