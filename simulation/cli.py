@@ -81,7 +81,9 @@ def _grid(
 
 
 def evaluate(
-    run: Annotated[list[Path], typer.Argument(help="RUN folders with a finished release: one, or one for each task.")],
+    run: Annotated[
+        list[Path] | None, typer.Argument(help="RUN folders with a finished release: one, or one for each task.")
+    ] = None,
     people: Annotated[
         list[str] | None,
         typer.Option(help="JSONL file of people never seen before, or `chitchat`; repeatable. Default: the run's own."),
@@ -97,6 +99,7 @@ def evaluate(
     criteria: Annotated[
         bool, typer.Option("--criteria", help="With --out: also facts, style, tone, content, register, newer facts.")
     ] = False,
+    recipe: Annotated[Path | None, typer.Option(help="With --out: an application, recipes/*.toml.")] = None,
     card: Annotated[
         list[str] | None,
         typer.Option(help="With --out: key=value of what it may cost (docs/scorecard.md); repeatable."),
@@ -114,8 +117,12 @@ def evaluate(
     named = [arm.strip() for arm in arms.split(",")] if arms is not None else None
     progress = Progress(quiet=as_json)
     if out is not None:
-        _scorecard(out, run, people or [], named, own_people, seeds, criteria, card or [], progress, as_json)
+        _scorecard(
+            out, run or [], people or [], recipe, named, own_people, seeds, criteria, card or [], progress, as_json
+        )
         return
+    if not run:
+        raise ConfigError("name the folder of a run")
     if len(run) > 1 or len(people or []) > 1:
         raise ConfigError("several runs or sources of people make a scorecard: say where with --out FOLDER")
     found = evaluate_run(
@@ -131,6 +138,7 @@ def _scorecard(
     out: Path,
     runs: list[Path],
     sources: list[str],
+    recipe: Path | None,
     arms: list[str] | None,
     people: int | None,
     seeds: int,
@@ -142,17 +150,25 @@ def _scorecard(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from simulation.config import settings_of
     from simulation.report import report_json
-    from simulation.scorecard.arms import DEFAULT
-    from simulation.scorecard.evaluate import questions, scorecard
-    from simulation.scorecard.lent import CardSettings
+    from simulation.scorecard.evaluate import questions, rating_card, scorecard
     from simulation.scorecard.output import card_markdown, write_card
+    from simulation.scorecard.recipe import Recipe
 
-    chosen: CardSettings = settings_of(CardSettings, settings)
-    card = scorecard(
-        questions(runs, sources), arms or DEFAULT, chosen, progress, people=people, seeds=seeds, criteria=criteria
-    )
+    made = Recipe.read(recipe) if recipe is not None else Recipe("Scorecard", "")
+    chosen = made.settings(settings)
+    if made.task == "rating":
+        card = rating_card(sources, chosen, progress)
+    else:
+        card = scorecard(
+            questions(runs, sources),
+            arms or made.arms,
+            chosen,
+            progress,
+            people=people,
+            seeds=max(seeds, made.seeds),
+            criteria=criteria or made.criteria,
+        )
     write_card(out, card)
     if as_json:
         sys.stdout.write(report_json(dict(card)).decode())

@@ -198,6 +198,8 @@ def _record(spec: ColumnMap, row: Record, number: int) -> dict[str, Any]:
             except (KeyError, IndexError, ValueError):
                 raise BrokenLine(f"a column of the template {name} is missing") from None
     user = row.get(spec.record["user"], "")
+    if split := row.get(spec.record.get("split", ""), ""):
+        filled["split"] = split
     return {"user": user, "i": _time(spec, row, number), **filled}
 
 

@@ -31,7 +31,7 @@ NAMES = {
     planted_people.REGISTER: "register",
     planted_people.CORRECTED: "newer fact wins",
 }
-LOWER = (*LOWER_IS_BETTER, PUBLIC)
+LOWER = (*LOWER_IS_BETTER, PUBLIC, "MAE", "RMSE")
 NEWER_WINS, PUBLIC_MAY_RISE = 0.9, 0.01
 
 
@@ -73,30 +73,34 @@ def probe_values(cards: Mapping[str, PersonCard]) -> Values:
     return values
 
 
-def measure_rows(task: str, values: Values, rng: np.random.Generator) -> list[Measure]:
-    """Return a row of each measure and arm; differences are paired, person by person."""
+def measure_rows(task: str, values: Values, rng: np.random.Generator, reference: str = REFERENCE) -> list[Measure]:
+    """Return a row of each measure and arm; differences to the arm `reference` are paired, person by person."""
     rows = []
     for measure, by_arm in values.items():
         for arm in sorted(by_arm, key=lambda name: (name not in KNOWN, KNOWN.index(name) if name in KNOWN else 0)):
-            rows.append(_row(task, measure, arm, by_arm, rng))
+            rows.append(_row(task, measure, arm, by_arm, rng, reference))
     return rows
 
 
 def _row(
-    task: str, measure: str, arm: str, by_arm: Mapping[str, Mapping[str, float]], rng: np.random.Generator
+    task: str,
+    measure: str,
+    arm: str,
+    by_arm: Mapping[str, Mapping[str, float]],
+    rng: np.random.Generator,
+    against: str,
 ) -> Measure:
-    values, reference = by_arm[arm], by_arm.get(REFERENCE, {})
+    values, reference = by_arm[arm], by_arm.get(against, {})
     level = statistics.told(list(values.values()), rng)
     sign = -1.0 if measure in LOWER else 1.0
     both = sorted(values.keys() & reference.keys())
-    found = (
-        statistics.told([sign * (values[u] - reference[u]) for u in both], rng) if both and arm != REFERENCE else None
-    )
+    differences = [sign * (values[user] - reference[user]) for user in both]
+    found = statistics.told(differences, rng) if differences and arm != against else None
     return {
         "task": task,
         "measure": measure,
         "arm": arm,
-        "against": REFERENCE,
+        "against": against,
         "people": level.people,
         "level": level.mean,
         "level_low": level.low,

@@ -32,6 +32,7 @@ from simulation.scorecard.lent import CardSettings
 from simulation.scorecard.person import PersonCard
 from simulation.scorecard.planted_people import planted_people
 from simulation.scorecard.probes import neutral_documents, pair_documents
+from simulation.scorecard.rating import MEDIAN, rating_values
 from simulation.scorecard.run import Asked, TaskCards, run_cards
 from simulation.scorecard.table import Table, table_of, told_notes
 from simulation.scorecard.written import Values, responsiveness_of, written_values
@@ -82,6 +83,8 @@ def questions(runs: Sequence[Path], sources: Sequence[str]) -> list[Question]:
 
     The source `own` stands for the run's own people. Raises ConfigError where their numbers do not go together.
     """
+    if not runs:
+        raise ConfigError("a scorecard of text needs the folder of a run")
     if not sources:
         return [Question(run, None) for run in runs]
     if len(runs) == 1:
@@ -144,6 +147,34 @@ def scorecard(
         "gaps": [gap for _, gaps in parts for gap in gaps],
         "responsiveness": responsiveness,
         "releases": releases,
+        "seconds": time.monotonic() - started,
+        "settings": dict(vars(settings)),
+    }
+
+
+def rating_card(sources: Sequence[str], settings: CardSettings, progress: Progress) -> CardReport:
+    """Return the scorecard of ratings (`simulation.scorecard.rating`) on every source of people, MAE beside others.
+
+    Raises ConfigError without a source.
+    """
+    started = time.monotonic()
+    if not sources:
+        raise ConfigError("a scorecard of ratings needs --people NAME:FOLDER")
+    encoder, rng, measures = open_encoder(settings.encoder), np.random.default_rng([0, 11]), []
+    notes = []
+    for source in sources:
+        population = load_people(source, None)
+        values, chosen = rating_values(population.people, encoder, settings.tuning_documents, progress)
+        name = Path(population.source).name
+        measures += measure_rows(name, values, rng, reference=MEDIAN)
+        notes.append(f"{name}: chosen on tuning documents: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()) + ".")
+    return {
+        "table": {"tasks": [], "rows": [], "seeds": [], "notes": notes},
+        "measures": adjusted(measures),
+        "groups": [],
+        "gaps": [],
+        "responsiveness": {},
+        "releases": [],
         "seconds": time.monotonic() - started,
         "settings": dict(vars(settings)),
     }

@@ -98,6 +98,11 @@ def opinionqa(folder: Path) -> None:
     )
 
 
+def reviews(folder: Path) -> None:
+    rows = [{"user": "u", "title": "t", "text": f"x{i}", "label": i, "i": i, "split": "history"} for i in (1, 2)]
+    write(folder, reviews__jsonl=json_lines(*rows, {**rows[0], "i": 3, "split": "test"}))
+
+
 def first(population: Population) -> list[tuple[str, str, str]]:
     return texts(population.people[0])
 
@@ -114,6 +119,7 @@ EXPECTED: dict[str, tuple[Any, list[tuple[str, str, str]], int]] = {
     "tripadvisor": (tripadvisor, [("history", "Nice. Clean room", "4.0")], 0),
     "mind": (mind, [("history", "sport", 'A "putt'), ("test", "news", "Rain")], 0),
     "recipes": (recipes, [("history", "stew. Tasty,\nmade twice", "4")], 0),
+    "reviews": (reviews, [("history", "t. x1", "1"), ("history", "t. x2", "2"), ("test", "t. x1", "1")], 0),
     "opinionqa": (opinionqa, [("history", "How safe?", "Very safe")], 0),
 }
 
