@@ -43,6 +43,7 @@ from privacy.query import Query
 from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
+from simulation.baselines.local import PARTS
 from simulation.config import declared_of
 from simulation.held_out import opening, up_to
 from simulation.host import HostSettings
@@ -329,6 +330,10 @@ class HostWork:
         """Return the person's scorecard, see `simulation.scorecard.person`."""
         self._encoder = self._encoder or open_encoder(settings.encoder)
         return score_for_card(self, user, arms, loan, settings, self._encoder)
+
+    def baseline(self, part: str, *arguments: Any) -> Any:
+        """Return one person's part of a baseline, by its name in `simulation.baselines.local`."""
+        return PARTS[part](self, *arguments)
 
     def write_checkpoints(self) -> None:
         """Sign the state of each device's ledger, for a witness to countersign."""

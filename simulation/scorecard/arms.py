@@ -87,9 +87,21 @@ PROBED = ("base", "global", "hybrid@4", "own", "all", "wrong_person", "wrong_mem
 WRITTEN = ("base", "global", "hybrid@4", "own", "all", "wrong_person")  # texts are written under these
 LADDER = ("global", "persona", "bm25@4", "dense@4", "hybrid@4", "persona_prompt", "profile", "own", "all")
 CHOSEN_MEANS = "what served the person best on a slice of their history that is neither trained on nor reported"
-KNOWN = (*BY_NAME, CHOSEN)
+BASELINES = {
+    "local_only": "own LoRA over the bare base: no federation",
+    "fedit": "LoRA of others, A and B averaged apart, in the clear",
+    "ffa": "LoRA of others with A frozen, in the clear",
+    "flora": "LoRA of others, stacked into the weights, in the clear",
+    "fedex": "LoRA of others averaged, the residual in the weights, in the clear",
+    "fedsa": "A of others averaged in the clear, B of one’s own",
+    "feddpa": "fedit and an own LoRA, weighed by likeness",
+    "oppu": "an own LoRA over fedit’s, as over a task adapter",
+}
+KNOWN = (*BY_NAME, CHOSEN, *BASELINES)
 EXTENSIONS = ("extended_retriever", "extended_prompt", "extended_adapter")
-DEFAULT = tuple(name for name in KNOWN if not name.startswith("tfidf") and name not in EXTENSIONS)
+DEFAULT = tuple(
+    name for name in KNOWN if not name.startswith("tfidf") and name not in EXTENSIONS and name not in BASELINES
+)
 
 
 def arms_named(names: Sequence[str]) -> tuple[str, ...]:
@@ -101,4 +113,4 @@ def arms_named(names: Sequence[str]) -> tuple[str, ...]:
 
 def meaning(name: str) -> str:
     """Return an arm in words."""
-    return CHOSEN_MEANS if name == CHOSEN else BY_NAME[name].means
+    return BASELINES.get(name) or (CHOSEN_MEANS if name == CHOSEN else BY_NAME[name].means)

@@ -18,13 +18,14 @@ from client.encoder import open_encoder
 from privacy.canonical import Json
 from privacy.errors import ConfigError, DataError
 from privacy.release import STAMP
+from simulation.baselines.run import Federation, score_baselines
 from simulation.evaluate import Evaluation, score_personas
 from simulation.evaluate_run import Subject, hosts_of, open_run
 from simulation.extension import extension
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.population import load_people
 from simulation.progress import Progress
-from simulation.scorecard.arms import CHOSEN, PERSONA_CORE, PROBED, WRITTEN, arms_named
+from simulation.scorecard.arms import BASELINES, CHOSEN, PERSONA_CORE, PROBED, WRITTEN, arms_named
 from simulation.scorecard.criteria import Measure, adjusted, measure_rows, probe_values
 from simulation.scorecard.criteria import notes as criteria_notes
 from simulation.scorecard.groups import Gap, Group, group_rows
@@ -116,7 +117,9 @@ def scorecard(
     Nothing is tuned on what is reported and nothing is kept. Raises what `evaluate_run` raises.
     """
     started, named = time.monotonic(), arms_named([*arms, *_extended(settings)])
-    work = _Work(named, settings, people, range(seeds), criteria, progress, open_hosts)
+    arms = [name for name in named if name not in BASELINES]
+    others = tuple(name for name in named if name in BASELINES)
+    work = _Work(arms, others, settings, people, range(seeds), criteria, progress, open_hosts)
     tasks: list[TaskCards] = []
     releases: list[Release] = []
     values: dict[str, Values] = {}
@@ -194,6 +197,7 @@ class _Work:
     """What is the same for all tasks of a scorecard."""
 
     arms: Sequence[str]
+    baselines: Sequence[str]
     settings: CardSettings
     most: int | None
     seeds: Sequence[int]
@@ -208,12 +212,18 @@ class _Work:
         flat = {name: layout.flatten(cores) for name, cores in subject.release.adapters.items()}
         task = TaskCards(source, source, inactive)
         wanted = PERSONA_CORE in self.arms or "all" in self.arms or CHOSEN in self.arms
-        with self._hosts(subject, chosen) as hosts:
+        others = self._trainers(subject, chosen) if self.baselines else []
+        with self._hosts(subject, [*chosen, *others]) as hosts:
             personas = _personas(hosts, [p.user for p in chosen], flat) if wanted else {}
             asked = Asked(chosen, flat["global"], personas, self.arms, self.settings)
             if self.criteria:
                 asked = replace(asked, probes={"": neutral_documents()}, write_with=WRITTEN)
             run_cards(hosts, asked, self.seeds, task, self.progress)
+            if self.baselines:
+                federation = Federation(others, subject.config.own.rank, self.settings.baseline_rounds)
+                found = score_baselines(hosts, chosen, self.baselines, federation, self.settings, self.progress)
+                for user, rows in found.items():
+                    task.cards[0][user].rows |= rows
         release: Release = {
             "task": source,
             "release": subject.release.sha256,
@@ -223,6 +233,12 @@ class _Work:
             "people_in_training": len(subject.devices & {p.user for p in chosen}),
         }
         return task, release, chosen
+
+    def _trainers(self, subject: Subject, scored: Sequence[Person]) -> list[Person]:
+        """Return those of the run's people who train baselines: none of those scored."""
+        config, seen = subject.config, {person.user for person in scored}
+        trained, _ = split_people(load_people(config.people, config.max_people), config)
+        return [p for p in trained if p.user not in seen and p.history][: self.settings.baseline_people]
 
     def planted(self, subject: Subject) -> dict[str, PersonCard]:
         """Return the cards of invented people with known answers."""

@@ -20,7 +20,8 @@ class CardSettings:
     """What the scorecard costs: own tokens learned from, test documents (the newest) and tokens of each that are read.
 
     `tuning_documents` at most decide what is chosen, `passage_tokens` are allowed for each memory that is shown,
-    `written_tokens` for a text that the model writes. `planted_people` are invented for criteria.
+    `written_tokens` for a text that the model writes. `planted_people` are invented for criteria;
+    `baseline_people` train the baselines for `baseline_rounds`.
 
     `retriever`, `prompt`, `adapter` and `metric` name a researcher's own classes, see `simulation.extension`; the first
     three are arms of their own then.
@@ -33,6 +34,8 @@ class CardSettings:
     passage_tokens: int = 96
     written_tokens: int = 32
     planted_people: int = 20
+    baseline_people: int = 16
+    baseline_rounds: int = 2
     retriever: str = ""
     prompt: str = ""
     adapter: str = ""

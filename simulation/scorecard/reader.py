@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,21 @@ class Reader:
         self._prompt: Any = extension("prompt", settings.prompt)() if settings.prompt else None
         self._adapter: Any = extension("adapter", settings.adapter)() if settings.adapter else None
 
-    def score(self, arm: Arm, documents: Sequence[Document], memories: Memories | None, advice: str) -> Rows:
-        """Return (document, nats, tokens) of every document with a token to score."""
+    def score(
+        self,
+        arm: Arm,
+        documents: Sequence[Document],
+        memories: Memories | None,
+        advice: str,
+        switch_on: Callable[[], None] | None = None,
+    ) -> Rows:
+        """Return (document, nats, tokens) of every document with a token to score.
+
+        `switch_on` is called when the arm is ready: baselines put their own adapters over it.
+        """
         self._prepare(arm)
+        if switch_on is not None:
+            switch_on()
         placed, named = [], []
         for document in documents:
             question, encoded = self._encoded(document)

@@ -153,7 +153,10 @@ def test_all_points_stand_in_run_and_card(example: Path, run: Any, strangers: Pa
         written_tokens=4,
         planted_people=2,
         encoder="hashed",
-        **{point: f"{example}:{name}" for point, name in EXAMPLES.items() if point != "aggregator"},
+        retriever=f"{example}:Newest",
+        prompt=f"{example}:Quoted",
+        adapter=f"{example}:Quick",
+        metric=f"{example}:LengthRatio",
     )
     report = scorecard(
         questions([folder], [str(strangers)]),
