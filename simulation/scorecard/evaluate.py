@@ -172,7 +172,7 @@ def rating_card(sources: Sequence[str], settings: CardSettings, progress: Progre
         measures += measure_rows(name, values, rng, reference=MEDIAN)
         notes.append(f"{name}: chosen on tuning documents: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()) + ".")
     return {
-        "table": {"tasks": [], "rows": [], "seeds": [], "notes": notes},
+        "table": {"tasks": [], "rows": [], "cold": [], "seeds": [], "notes": notes},
         "measures": adjusted(measures),
         "groups": [],
         "gaps": [],

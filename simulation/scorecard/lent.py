@@ -20,8 +20,8 @@ class CardSettings:
     """What the scorecard costs: own tokens learned from, test documents (the newest) and tokens of each that are read.
 
     `tuning_documents` at most decide what is chosen, `passage_tokens` are allowed for each memory that is shown,
-    `written_tokens` for a text that the model writes. `planted_people` are invented for criteria;
-    `baseline_people` train the baselines for `baseline_rounds`.
+    `written_tokens` for a text that the model writes. `planted_people` are invented for criteria; `cold_start` scores
+    also with few of a person's texts; `baseline_people` train the baselines for `baseline_rounds`.
 
     `retriever`, `prompt`, `adapter` and `metric` name a researcher's own classes, see `simulation.extension`; the first
     three are arms of their own then.
@@ -34,6 +34,7 @@ class CardSettings:
     passage_tokens: int = 96
     written_tokens: int = 32
     planted_people: int = 20
+    cold_start: bool = False
     baseline_people: int = 16
     baseline_rounds: int = 2
     retriever: str = ""
@@ -45,7 +46,7 @@ class CardSettings:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = int(name != "tuning_documents")
-            if isinstance(value, int) and value < least:
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ConfigError(f"the scorecard's {name} must be at least {least}, not {value}")
 
 

@@ -15,6 +15,7 @@ from simulation.scorecard.criteria import LOWER, Measure
 from simulation.scorecard.evaluate import CardReport
 from simulation.scorecard.table import Row, Task
 
+STEPS = ("base", "global", "persona", "hybrid@4", "own", "all", CHOSEN)
 SPREAD_OF = ("own", "all", CHOSEN)
 
 
@@ -53,9 +54,24 @@ def _part(card: CardReport, task: Task) -> dict[str, Any]:
         "task": task,
         "rows": rows,
         "gain": drawing(figures.gain_plot(plot, f"fewer bits than {reference} (global: than base), %")),
+        "waterfall": drawing(figures.waterfall_plot(_steps(card, task))),
+        "cold": drawing(_cold(card, task)),
         "spreads": [(arm, drawing(svg)) for arm, svg in spreads if arm in SPREAD_OF and svg],
         "control": {row["arm"] for row in rows if row["arm"] in BY_NAME and BY_NAME[row["arm"]].control},
     }
+
+
+def _steps(card: CardReport, task: Task) -> list[tuple[str, float]]:
+    """Return bits per token of the techniques in the order in which they come, of those that score the same people."""
+    found = {row["arm"]: row for row in card["table"]["rows"] if row["task"] == task["task"]}
+    most = max((row["people"] for row in found.values()), default=0)
+    return [(a, found[a]["bits_per_token"]) for a in STEPS if a in found and found[a]["people"] == most]
+
+
+def _cold(card: CardReport, task: Task) -> str:
+    rows = [row for row in card["table"]["cold"] if row["task"] == task["task"]]
+    gains: list[Interval] = [{"value": row["mean"], "low": row["low"], "high": row["high"]} for row in rows]
+    return figures.curve_plot([row["items"] for row in rows], gains, "fewer bits than global, %")
 
 
 def _interval(row: Row) -> Interval:

@@ -36,20 +36,22 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 TUNING_SHARE = 3
-REFINING = "hybrid@4"
+COLD_ARM, COLD = "hybrid@4", (0, 1, 2, 4, 8, 16)
 
 
 @dataclass
 class PersonCard:
     """One person's scores by arm, those of the probes, what the model wrote, what was chosen on tuning text.
 
-    `text_bytes` are those of each test document's scored words.
+    `cold` holds the arm `COLD_ARM` with so many of the newest own texts alone, `text_bytes` each test document's
+    scored words.
     `learned_tokens` went into the own adapter; `tuning_documents` into the choice.
     """
 
     rows: dict[str, Rows] = field(default_factory=dict)
     probes: dict[str, Rows] = field(default_factory=dict)
     written: dict[str, list[Written]] = field(default_factory=dict)
+    cold: dict[int, Rows] = field(default_factory=dict)
     text_bytes: dict[str, int] = field(default_factory=dict)
     chosen: str = "global"
     advice: int = 0
@@ -127,6 +129,10 @@ def score_for_card(
             card.probes[arm.name] = reader.score(arm, loan.probes, found, advice)
         if arm.name in loan.write_with:
             card.written[arm.name] = reader.write(arm, test, found, advice)
+    for number in COLD if settings.cold_start and COLD_ARM in card.rows else ():
+        if number == 0 or number <= len(person.history):
+            few = Memories(person.history[len(person.history) - number :], encoder, loan.dated)
+            card.cold[number] = reader.score(BY_NAME[COLD_ARM], test, few, advice)
     if CHOSEN in arms:
         for kept in (card.rows, card.probes):
             if card.chosen in kept:

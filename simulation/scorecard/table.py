@@ -65,11 +65,23 @@ class Task(TypedDict):
     chosen: dict[str, int]
 
 
+class ColdRow(TypedDict):
+    """Retrieval with so many of a person's newest texts, against global: people, mean gain and its interval."""
+
+    task: str
+    items: int
+    people: int
+    mean: float
+    low: float | None
+    high: float | None
+
+
 class Table(TypedDict):
     """The scorecard as JSON."""
 
     tasks: list[Task]
     rows: list[Row]
+    cold: list[ColdRow]
     seeds: list[int]
     notes: list[str]
 
@@ -107,9 +119,23 @@ def table_of(tasks: Sequence[TaskCards], seeds: Sequence[int], rng: np.random.Ge
     return {
         "tasks": [_task(task) for task in tasks],
         "rows": rows,
+        "cold": [row for task in tasks for row in _cold(task, rng)],
         "seeds": list(seeds),
         "notes": [],
     }
+
+
+def _cold(task: TaskCards, rng: np.random.Generator) -> list[ColdRow]:
+    cards = task.cards[0].values()
+    rows: list[ColdRow] = []
+    for number in sorted({n for card in cards for n in card.cold}):
+        pairs = [(card.cold[number], card.rows.get(REFERENCE)) for card in cards if number in card.cold]
+        values = [_saved(ours, theirs) for ours, theirs in pairs if theirs]
+        if values:
+            found = statistics.told(values, rng)
+            gain = {"mean": found.mean, "low": found.low, "high": found.high}
+            rows.append({"task": task.task, "items": number, "people": found.people, **gain})  # type: ignore[typeddict-item]
+    return rows
 
 
 def _said(row: Row) -> str:

@@ -23,7 +23,7 @@ from simulation.scorecard.person import PersonCard, split_history
 from simulation.scorecard.run import TaskCards
 from simulation.scorecard.table import person_values, table_of
 
-TINY = CardSettings(own_tokens=120, test_documents=2, document_tokens=64, encoder="hashed")
+TINY = CardSettings(own_tokens=120, test_documents=2, document_tokens=64, cold_start=True, encoder="hashed")
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -179,6 +179,9 @@ def test_all_arms_make_one_card(run: Any, strangers: Path, hosts_here: Any, tmp_
     assert rows["own"]["values"] != rows["wrong_person"]["values"]
     assert rows["hybrid@4"]["values"] != rows["wrong_memories"]["values"]
     assert rows["own"]["seed_deviation"] != 0
+    cold = {row["items"]: row["mean"] for row in report["table"]["cold"]}
+    assert set(cold) == {0, 1, 2, 4} and cold[0] == 0.0, "no text is global itself; nobody here has eight"
+    assert len(set(cold.values())) == 4
     assert not list(folder.rglob("*u11x*")), "nobody scored leaves anything in the run"
 
 
@@ -209,5 +212,6 @@ def test_the_page_holds_what_the_json_holds(tmp_path: Path) -> None:
         if row["arm"] != "base":
             assert f'value="{row["mean"]!r}"' in page and f'value="{row["worst_decile"]!r}"' in page
     assert "| own | global | 5.00 |" in card_markdown(report)
+    assert "Bits per token from one technique to the next: base " in page
     write_card(tmp_path / "card", report)
     assert json.loads((tmp_path / "card" / "report.json").read_text())["table"]["rows"][0]["arm"] == "base"
