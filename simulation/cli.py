@@ -99,6 +99,9 @@ def evaluate(
     criteria: Annotated[
         bool, typer.Option("--criteria", help="With --out: also facts, style, tone, content, register, newer facts.")
     ] = False,
+    with_: Annotated[
+        list[Path] | None, typer.Option("--with", help="With --out: a finished scorecard to put beside it; repeatable.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="With --out: an application, recipes/*.toml.")] = None,
     card: Annotated[
         list[str] | None,
@@ -117,8 +120,9 @@ def evaluate(
     named = [arm.strip() for arm in arms.split(",")] if arms is not None else None
     progress = Progress(quiet=as_json)
     if out is not None:
+        sources, settings, others = people or [], card or [], with_ or []
         _scorecard(
-            out, run or [], people or [], recipe, named, own_people, seeds, criteria, card or [], progress, as_json
+            out, run or [], sources, others, recipe, named, own_people, seeds, criteria, settings, progress, as_json
         )
         return
     if not run:
@@ -138,6 +142,7 @@ def _scorecard(
     out: Path,
     runs: list[Path],
     sources: list[str],
+    others: list[Path],
     recipe: Path | None,
     arms: list[str] | None,
     people: int | None,
@@ -152,12 +157,16 @@ def _scorecard(
 
     from simulation.report import report_json
     from simulation.scorecard.evaluate import questions, rating_card, scorecard
+    from simulation.scorecard.merge import merged, read_card
     from simulation.scorecard.output import card_markdown, write_card
     from simulation.scorecard.recipe import Recipe
 
     made = Recipe.read(recipe) if recipe is not None else Recipe("Scorecard", "")
     chosen = made.settings(settings)
-    if made.task == "rating":
+    finished = [read_card(folder) for folder in others]
+    if others and not runs and not sources:
+        card = merged(finished)
+    elif made.task == "rating":
         card = rating_card(sources, chosen, progress)
     else:
         card = scorecard(
@@ -169,6 +178,8 @@ def _scorecard(
             seeds=max(seeds, made.seeds),
             criteria=criteria or made.criteria,
         )
+    if others and (runs or sources):
+        card = merged([card, *finished])
     write_card(out, card)
     if as_json:
         sys.stdout.write(report_json(dict(card)).decode())

@@ -111,11 +111,7 @@ def _saved(ours: Sequence[tuple[str, float, int]], theirs: Sequence[tuple[str, f
 def table_of(tasks: Sequence[TaskCards], seeds: Sequence[int], rng: np.random.Generator) -> Table:
     """Return the table of all tasks; p-values of an arm are adjusted over the tasks that have it."""
     rows = [row for task in tasks for row in _rows(task, rng)]
-    for arm in {row["arm"] for row in rows}:
-        same = [row for row in rows if row["arm"] == arm]
-        for row, adjusted in zip(same, statistics.holm([row["p"] for row in same]), strict=True):
-            row["p_holm"] = adjusted
-            row["said"] = _said(row)
+    adjust(rows)
     return {
         "tasks": [_task(task) for task in tasks],
         "rows": rows,
@@ -123,6 +119,15 @@ def table_of(tasks: Sequence[TaskCards], seeds: Sequence[int], rng: np.random.Ge
         "seeds": list(seeds),
         "notes": [],
     }
+
+
+def adjust(rows: Sequence[Row]) -> None:
+    """Put the p-values of each arm adjusted over its tasks into the rows, and what may be said then."""
+    for arm in {row["arm"] for row in rows}:
+        same = [row for row in rows if row["arm"] == arm]
+        for row, adjusted in zip(same, statistics.holm([row["p"] for row in same]), strict=True):
+            row["p_holm"] = adjusted
+            row["said"] = _said(row)
 
 
 def _cold(task: TaskCards, rng: np.random.Generator) -> list[ColdRow]:

@@ -18,6 +18,7 @@ from simulation.scorecard.arms import ARMS, BY_NAME, DEFAULT, arms_named
 from simulation.scorecard.evaluate import CardReport, questions, scorecard
 from simulation.scorecard.lent import CardSettings
 from simulation.scorecard.memories import Memories, style_in_words
+from simulation.scorecard.merge import merged, read_card
 from simulation.scorecard.output import card_html, card_markdown, write_card
 from simulation.scorecard.person import PersonCard, split_history
 from simulation.scorecard.run import TaskCards
@@ -121,6 +122,36 @@ def test_p_values_are_adjusted_over_tasks() -> None:
     assert own[0]["perplexity"] == pytest.approx(2 ** own[0]["bits_per_token"])
 
 
+def one_task(name: str) -> CardReport:
+    people = {f"u{i}": card(**{"base": (11.0, 5), "global": (10.0, 5), "own": (9.0 + i / 9, 5)}) for i in range(10)}
+    table = table_of([TaskCards(name, "file", cards=[people])], [0], rng())
+    return {
+        "table": table,
+        "measures": [],
+        "groups": [],
+        "gaps": [],
+        "responsiveness": {},
+        "releases": [],
+        "seconds": 1.0,
+        "settings": {},
+    }
+
+
+def test_finished_cards_are_put_side_by_side_and_adjusted_anew(tmp_path: Path) -> None:
+    cards = [one_task("a"), one_task("b")]
+    for name, report in zip("ab", cards, strict=True):
+        write_card(tmp_path / name, report)
+    both = merged([read_card(tmp_path / name) for name in "ab"])
+    own = [row for row in both["table"]["rows"] if row["arm"] == "own"]
+    assert [row["p_holm"] for row in own] == pytest.approx([2 * row["p"] for row in own])
+    assert [row["values"] for row in own] == [cards[0]["table"]["rows"][2]["values"]] * 2
+    assert both["seconds"] == 2.0 and any(note.startswith("b, own over global") for note in both["table"]["notes"])
+    with pytest.raises(ConfigError, match="two scorecards have the task a"):
+        merged([cards[0], cards[0]])
+    with pytest.raises(ConfigError, match="holds no scorecard"):
+        read_card(tmp_path)
+
+
 # -- memories and arms ------------------------------------------------------------------------------------------------
 
 
@@ -186,26 +217,18 @@ def test_all_arms_make_one_card(run: Any, strangers: Path, hosts_here: Any, tmp_
 
 
 def test_the_page_holds_what_the_json_holds(tmp_path: Path) -> None:
-    people = {f"u{i}": card(**{"base": (11.0, 5), "global": (10.0, 5), "own": (9.0 + i / 9, 5)}) for i in range(10)}
-    table = table_of([TaskCards("<b>task</b>", "file", cards=[people])], [0], rng())
-    release: Any = {
-        "task": "t",
-        "release": "0" * 64,
-        "not_private": ["<i>why</i>"],
-        "privacy": {},
-        "model": "m",
-        "people_in_training": 0,
-    }
-    report: CardReport = {
-        "table": table,
-        "measures": [],
-        "groups": [],
-        "gaps": [],
-        "responsiveness": {},
-        "releases": [release],
-        "seconds": 1.0,
-        "settings": {},
-    }
+    report = one_task("<b>task</b>")
+    table = report["table"]
+    report["releases"].append(
+        {
+            "task": "t",
+            "release": "0" * 64,
+            "not_private": ["<i>why</i>"],
+            "privacy": {},
+            "model": "m",
+            "people_in_training": 0,
+        }
+    )
     page = card_html(report)
     assert "<b>task" not in page and "<i>why" not in page and "NOT PRIVATE" in page
     for row in table["rows"]:
