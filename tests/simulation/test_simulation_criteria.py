@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -13,12 +10,7 @@ from client.encoder import HashedEncoder
 from privacy.errors import DataError
 from simulation.measures.authorship import Attribution
 from simulation.measures.tone import formality, formality_of, sentiment
-from simulation.progress import Progress
 from simulation.scorecard import criteria, planted_people, probes
-from simulation.scorecard.arms import PROBED, WRITTEN
-from simulation.scorecard.evaluate import questions, scorecard
-from simulation.scorecard.lent import CardSettings
-from simulation.scorecard.output import card_html, card_markdown
 from simulation.scorecard.person import PersonCard
 from simulation.scorecard.reader import Written
 from simulation.scorecard.written import CONTENT, OWN_WORDS, STYLE, responsiveness_of, written_values
@@ -120,38 +112,3 @@ def test_lower_is_better_is_turned_round() -> None:
     assert criteria.notes(list(rows.values())) == [
         "t, own: public neutral text costs +10.0% bits per token against global (more than 1%)."
     ]
-
-
-def test_criteria_of_the_tiny_model_stand_in_the_card(
-    run: Any, strangers: Path, hosts_here: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    run(folder, "rounds=1", "compare_without_noise=false")
-    settings = CardSettings(
-        own_tokens=60,
-        test_documents=1,
-        document_tokens=64,
-        tuning_documents=0,
-        passage_tokens=16,
-        written_tokens=6,
-        planted_people=2,
-        encoder="hashed",
-    )
-    arms = ["global", "own", "hybrid@4"]
-    report = scorecard(
-        questions([folder], [str(strangers)]),
-        arms,
-        settings,
-        Progress(quiet=True),
-        people=2,
-        criteria=True,
-        open_hosts=hosts_here,
-    )
-    found = {(row["task"], row["measure"]): row["people"] for row in report["measures"]}
-    for name in ("facts", "disagrees with a wrong belief", "answers a harmless question", criteria.PUBLIC, "ROUGE-L"):
-        assert found["strangers", name] == 2
-    assert found["planted", "register"] == found["planted", "newer fact wins"] == 2
-    assert {row["arm"] for row in report["measures"]} <= {*PROBED, *WRITTEN, OWN_WORDS}
-    assert "EGISES" in report["responsiveness"]["strangers"]["own"]
-    page, text = card_html(report), card_markdown(report)
-    assert "newer fact wins" in page and "| planted | register | hybrid@4 | 2 |" in text

@@ -15,8 +15,12 @@ from server.optimizer import FedAdam, FedAvg
 from simulation.extension import CONTRACTS, check, extension
 from simulation.measures.text import rouge
 from simulation.progress import Progress
+from simulation.scorecard import criteria
+from simulation.scorecard.arms import PROBED, WRITTEN
 from simulation.scorecard.evaluate import questions, scorecard
 from simulation.scorecard.lent import CardSettings
+from simulation.scorecard.output import card_html, card_markdown
+from simulation.scorecard.written import OWN_WORDS
 
 PAGE = Path(confide.__file__).parent / "docs" / "extend.md"
 EXAMPLES = {
@@ -141,7 +145,7 @@ def test_a_server_of_its_own_never_loads_a_class_by_name(run: Any) -> None:
 
 
 def test_all_points_stand_in_run_and_card(example: Path, run: Any, strangers: Path, hosts_here: Any) -> None:
-    """The page's five classes at work: a federation stepped by one of them, a card with the arms of the others."""
+    """The page's five classes at work: one steps a federation, the others stand in a card with all criteria."""
     folder = example.parent / "run"
     run(folder, "rounds=1", "compare_without_noise=false", f'server.kind="{example}:SignStep"')
     settings = CardSettings(
@@ -158,9 +162,10 @@ def test_all_points_stand_in_run_and_card(example: Path, run: Any, strangers: Pa
         adapter=f"{example}:Quick",
         metric=f"{example}:LengthRatio",
     )
+    arms = ["base", "global", "own", "hybrid@4"]
     report = scorecard(
         questions([folder], [str(strangers)]),
-        ["base", "global"],
+        arms,
         settings,
         Progress(quiet=True),
         people=2,
@@ -168,6 +173,13 @@ def test_all_points_stand_in_run_and_card(example: Path, run: Any, strangers: Pa
         open_hosts=hosts_here,
     )
     rows = {row["arm"]: row["values"] for row in report["table"]["rows"]}
-    assert set(rows) == {"base", "global", "extended_retriever", "extended_prompt", "extended_adapter"}
-    assert len({tuple(values.values()) for values in rows.values()}) == 5, "each does something of its own"
-    assert "length ratio" in {row["measure"] for row in report["measures"]}
+    assert set(rows) == {*arms, "extended_retriever", "extended_prompt", "extended_adapter"}
+    assert len({tuple(values.values()) for values in rows.values()}) == len(rows), "each does something of its own"
+    found = {(row["task"], row["measure"]): row["people"] for row in report["measures"]}
+    for name in ("length ratio", "facts", "disagrees with a wrong belief", criteria.PUBLIC, "ROUGE-L"):
+        assert found["strangers", name] == 2
+    assert found["planted", "register"] == found["planted", "newer fact wins"] == 2
+    assert {row["arm"] for row in report["measures"]} <= {*PROBED, *WRITTEN, OWN_WORDS}
+    assert "EGISES" in report["responsiveness"]["strangers"]["own"]
+    page, text = card_html(report), card_markdown(report)
+    assert "newer fact wins" in page and "| planted | register | hybrid@4 | 2 |" in text
