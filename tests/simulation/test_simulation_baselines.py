@@ -71,6 +71,7 @@ def test_names_are_known() -> None:
         named(["fedsomething"])
 
 
+@pytest.mark.slow
 def test_all_baselines_stand_in_one_card(run: Any, strangers: Path, hosts_here: Any, tmp_path: Path) -> None:
     """Every method scores the card's own tokens; after all of them the base's weights are what they were."""
     folder = tmp_path / "run"

@@ -144,6 +144,7 @@ def test_a_server_of_its_own_never_loads_a_class_by_name(run: Any) -> None:
         run.config('server.kind="server.optimizer:FedAvg"', "engine=flower")
 
 
+@pytest.mark.slow
 def test_all_points_stand_in_run_and_card(example: Path, run: Any, strangers: Path, hosts_here: Any) -> None:
     """The page's five classes at work: one steps a federation, the others stand in a card with all criteria."""
     folder = example.parent / "run"
