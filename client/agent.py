@@ -64,7 +64,9 @@ class Device:
         record: RecordCharge | None = None,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
-        self.allowed: frozenset[str] | None = None  # purposes that the owner's dial allows; None: all of the policy's
+        # The purposes that the owner's dial allows at this moment; without a dial, all of the policy's.
+        self.allowed: Callable[[], frozenset[str]] | None = None
+        self.refresh: Callable[[], None] = lambda: None  # brings the learner up to what its owner holds and shares now
         self.learner, self.record = learner, record
         self.directory, self._journal = directory, journal or FileJournal(home)
         self._key, self._noise_key, self._verify = signing_key, noise_key, verify
@@ -174,6 +176,8 @@ class Device:
 
     def _again(self, answer: bytes, query: Query, event: bytes) -> bytes:
         """Return the stored answer if it was made for exactly this query; one event is answered to one query only."""
+        if not answer:  # its owner had what it rests on forgotten; made again it would be a second for one charge
+            raise PolicyRefused(RefusalCode.STALE)
         kept = decode(answer)
         if not isinstance(kept, Answer) or kept.query_sha256 != query.sha256:
             raise PolicyRefused(RefusalCode.STALE)
@@ -190,7 +194,7 @@ class Device:
 
     def _permit(self, query: Query, event: bytes, rows: Rows | None) -> None:
         """Refuse what the owner or the policy does not grant. An event charged before a crash is not charged again."""
-        if self.allowed is not None and query.purpose not in self.allowed:
+        if self.allowed is not None and query.purpose not in self.allowed():
             raise PolicyRefused(RefusalCode.PURPOSE)
         with self.books:
             self.policy.check(query, *self.ledger.spent(event))
@@ -213,6 +217,7 @@ class Device:
         assert self.learner is not None and rows is not None  # `_permit` came before
         if self.record is not None:
             self._note_record(self.record)
+        self.refresh()
         seed = int(KeyStream(self._noise_key, batches_event(event)).candidates(0, 1)[0, 0]) >> 1
         return contribution(self.learner, self.device_id, query, rows, seed)
 

@@ -6,11 +6,14 @@
     bundle.sha256                 the one Flower bundle that is answered      the federation
     device.key, noise.key         mode 0600, made here from the system        this program, once
     people.jsonl, text/           the person's text                           the person
+    vault.db, vault.key           in place of the four above, see below       the person
     ledger/, answers/             what was spent; what must not be lost       this program
     basis.safetensors             frozen factors, once delivered              this program
     relay.sock, person.sock, person.token                                     this program, while it runs
 
-Keys are never made a second time beside a ledger: a device that lost its keys is another device.
+Where the folder holds a vault (`client.vault`), the text comes out of it and nowhere else, the two keys lie in it, and
+so does the dial: there is one place for each, and `agent.json` may say nothing of them. A folder without a vault is for
+trials and simulation. Keys are never made a second time beside a ledger: a device that lost its keys is another device.
 """
 
 from __future__ import annotations
@@ -35,8 +38,12 @@ from privacy.policy import Policy, open_policy
 
 if TYPE_CHECKING:
     from client.train import CoreTraining
+    from client.vault import Vault
 
 KEY_BYTES = 32
+SETTINGS = "agent.json"
+IN_THE_VAULT = ("person", "scrub", "dial")  # settings that a vault has the say in
+VAULT_FILE = "vault.db"
 
 
 @dataclass(frozen=True)
@@ -82,24 +89,39 @@ class AgentSettings:
 
 @dataclass(frozen=True)
 class AgentHome:
-    """One agent's folder, mode 0700."""
+    """One agent's folder, mode 0700; `vault` is the one that lies in it, open."""
 
     folder: Path
+    vault: Vault | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Return whether its owner has joined a federation here."""
+        return (self.folder / SETTINGS).exists()
+
+    @property
+    def has_vault(self) -> bool:
+        """Return whether a vault lies in the folder, open or not."""
+        return (self.folder / VAULT_FILE).exists()
 
     @property
     def settings(self) -> AgentSettings:
-        """Return the settings. Raises ConfigError where they are missing or hold anything unknown."""
+        """Return the settings. Raises ConfigError where they are missing, or hold anything unknown or the vault's."""
         try:
-            values: Any = json.loads((self.folder / "agent.json").read_bytes())
-            return AgentSettings(**values)
+            values: Any = json.loads((self.folder / SETTINGS).read_bytes())
+            found = AgentSettings(**values)
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"agent.json: no settings ({type(error).__name__})") from None
+            raise ConfigError(f"{SETTINGS}: no settings ({type(error).__name__})") from None
+        if self.has_vault and (twice := sorted(set(values) & set(IN_THE_VAULT))):
+            raise ConfigError(f"{SETTINGS}: {', '.join(twice)} is for the vault to say: take it out there")
+        return found
 
     def save(self, settings: AgentSettings) -> None:
         """Write the settings into a folder that is made where it is missing."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        write_atomic(self.folder / "agent.json", json.dumps(values, indent=1).encode())
+        left_out = IN_THE_VAULT if self.has_vault else ()
+        values = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in left_out}
+        write_atomic(self.folder / SETTINGS, json.dumps(values, indent=1).encode())
 
     @property
     def root_key(self) -> Ed25519PublicKey:
@@ -164,12 +186,34 @@ class AgentHome:
             raise ConfigError(f"{name} is missing: get it from the federation") from None
 
     def _secret(self, name: str) -> bytes:
+        if self.vault is not None:
+            return self._in_vault(self.vault, name)
+        if self.has_vault:
+            raise ConfigError(f"{name} lies in the vault of this folder: open it")
         path = self.folder / name
         if not path.exists():
-            if self.ledger_file.exists():
-                raise ConfigError(f"{name} is gone, but the ledger is there: enrol again, as another device")
+            self._refuse_beside_a_ledger(name)
             write_atomic(path, secrets.token_bytes(KEY_BYTES), mode=0o600)
         key = path.read_bytes()
         if len(key) != KEY_BYTES or path.stat().st_mode & 0o077:
             raise ConfigError(f"{name} is not {KEY_BYTES} bytes that this user alone can read")
         return key
+
+    def _in_vault(self, vault: Vault, name: str) -> bytes:
+        """Return a key that the vault keeps. One that lay in a file before the vault was made is moved into it."""
+        setting, path = f"agent.{name}", self.folder / name
+        if not vault.setting(setting):
+            if path.exists():
+                vault.set_setting(setting, path.read_bytes().hex())
+            else:
+                self._refuse_beside_a_ledger(name)
+                vault.set_setting(setting, secrets.token_hex(KEY_BYTES))
+        path.unlink(missing_ok=True)
+        key = bytes.fromhex(vault.setting(setting))
+        if len(key) != KEY_BYTES:
+            raise ConfigError(f"{name} is not {KEY_BYTES} bytes")
+        return key
+
+    def _refuse_beside_a_ledger(self, name: str) -> None:
+        if self.ledger_file.exists():
+            raise ConfigError(f"{name} is gone, but the ledger is there: enrol again, as another device")

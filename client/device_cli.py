@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,32 +9,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from client import owner_cli, training_cli
+from client.device_shell import AsJson, asked_of_agent, open_vault, say, typed
 from client.vault import Vault, home_folder
-from client.vault_key import PASSPHRASE, PASSPHRASE_VARIABLE, Opener, opener_from, opens_by
+from client.vault_key import Opener, opener_from, opens_by
 from privacy.errors import ConfigError, VaultError
 
 device = typer.Typer(
     help="Your own model over your own text, which stays on this device.", no_args_is_help=True, add_completion=False
 )
+for _command in (
+    *(training_cli.train, training_cli.adopt, training_cli.export),
+    *(owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes),
+):
+    device.command()(_command)
 FLASH = "Flash storage may keep old blocks of what was overwritten; they are encrypted under the vault's key."
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-
-
-def open_vault() -> Vault:
-    """Return this person's vault, open; asks for the passphrase at a terminal. Raises VaultError."""
-    folder = home_folder()
-    opener = opener_from()
-    if opens_by(folder) == PASSPHRASE and not opener.passphrase:
-        opener = Opener(passphrase=_typed("Passphrase: "))
-    return Vault.open(folder, opener)
-
-
-def say(facts: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print the facts as one JSON object, or the text for people."""
-    if as_json:
-        typer.echo(json.dumps(facts))
-    else:
-        Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
 @device.command()
@@ -44,22 +31,13 @@ def init(as_json: AsJson = False) -> None:
     """Make an empty vault. Its key is in your keyring, or under a passphrase."""
     folder, opener = home_folder(), opener_from()
     if not opener.passphrase and opener.keyring is None:
-        first = _typed("No keyring here. Choose a passphrase: ")
-        if first != _typed("Once more: "):
+        first = typed("No keyring here. Choose a passphrase: ")
+        if first != typed("Once more: "):
             raise VaultError("the two passphrases differ; nothing was made")
         opener = Opener(passphrase=first)
     Vault.create(folder, opener).close()
     by = opens_by(folder)
     say({"home": str(folder), "opens_by": by}, f"An empty vault in {folder}, opened by your {by}.", as_json)
-
-
-def _typed(prompt: str) -> str:
-    if not sys.stdin.isatty():
-        raise VaultError(f"no terminal to ask for a passphrase: set {PASSPHRASE_VARIABLE}")
-    text = typer.prompt(prompt.rstrip(": "), hide_input=True)
-    if not text:
-        raise VaultError("an empty passphrase protects nothing")
-    return str(text)
 
 
 @device.command()
@@ -92,43 +70,20 @@ def add(
 @device.command()
 def status(as_json: AsJson = False) -> None:
     """What the vault holds, source by source, and what it is used for."""
+    from client.background import go_on, state
+
     with open_vault() as vault:
-        facts = vault_facts(vault)
+        facts = vault_facts(vault) | {"training": state(vault)}
+        go_on(vault)
     lines = [f"{facts['documents']} documents, {facts['ratings']} ratings, {facts['own_words']} words of yours"]
     lines += [
         f"source {s['source']}: {s['kind']} {s['place']}: {s['documents']} documents,"
         f" for {', '.join(s['for']) or 'nothing'}"
         for s in facts["sources"]
     ]
+    if facts["training"]:
+        lines.append(f"training in the background: {facts['training']['state']} {facts['training']['words']}")
     say(facts, "\n".join(lines), as_json)
-
-
-@device.command()
-def train(
-    kind: Annotated[str, typer.Option(help="lora, ia3 or prompt: the kind of your own adapter.")] = "lora",
-    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
-    record_epsilon: Annotated[
-        float | None, typer.Option(help="Train with document-level differential privacy of this epsilon.", min=0.01)
-    ] = None,
-    seconds: Annotated[float, typer.Option(help="The longest training.", min=1)] = 180.0,
-    hours: Annotated[tuple[int, int], typer.Option(help="The hours of the day in which it may begin.")] = (0, 24),
-    as_json: AsJson = False,
-) -> None:
-    """Train your own adapter, measure it on text of yours held back, and choose what serves you best."""
-    from client.assistant import open_assistant
-    from client.personal import Limits
-    from client.personal import train as train_in
-
-    with open_vault() as vault, Console(stderr=True).status("training", spinner="dots") as status:
-        assistant = open_assistant(vault, model)
-        limits = Limits(seconds=seconds, first_hour=hours[0], last_hour=hours[1])
-        made = train_in(vault, assistant.model, kind, record_epsilon, limits)
-        choice = assistant.personalize(lambda arm: status.update(f"measuring {arm}"))
-    facts = {"adapter": made.number, "kind": made.kind, "documents": made.documents, "tokens": made.tokens}
-    facts |= {"seconds": made.seconds, "record_epsilon": made.privacy.epsilon if made.privacy else None}
-    bits = [f"  {name}: {value:.3f} bits a token" for name, value in choice.bits.items()]
-    text = f"Adapter {made.number}: {made.documents} texts, {made.tokens} tokens of yours, {made.seconds:.0f} s."
-    say(facts | {"choice": choice.to_json()}, "\n".join([text, choice.words, *bits]), as_json)
 
 
 @device.command()
@@ -136,16 +91,25 @@ def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
     most_tokens: Annotated[int, typer.Option(help="The longest reply.", min=1, max=2048)] = 128,
+    pseudonyms: Annotated[bool, typer.Option("--pseudonyms", help="The model sees no names; the reply does.")] = False,
+    steer: Annotated[
+        float | None, typer.Option(help="How much your texts weigh: -1 not at all, 0 as they are, 1 twice.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the model that knows your text. Nothing leaves this device."""
-    from client.assistant import open_assistant
+    with Console(stderr=True).status("thinking", spinner="dots"):
+        wish: dict[str, Any] = {"do": "ask", "question": question, "most_tokens": most_tokens, "steer": steer}
+        wish["pseudonyms"] = pseudonyms
+        told = None if model else asked_of_agent(home_folder(), wish)
+        if told is None:
+            from client.assistant import open_assistant
 
-    with open_vault() as vault, Console(stderr=True).status("thinking", spinner="dots"):
-        assistant = open_assistant(vault, model)
-        told = assistant.ask(question, most_tokens)
-    shown = [f"  [{n}] document {p.document}, {p.title}" for n, p in enumerate(told.shown, 1)]
-    say(told.to_json(), "\n".join([told.text, "", told.used, *shown]), as_json)
+            with open_vault() as vault:
+                assistant = open_assistant(vault, model)
+                told = assistant.ask(question, most_tokens, steer=steer, pseudonyms=pseudonyms).to_json()
+    shown = [f"  [{n}] document {s['document']}, {s['title']}" for n, s in enumerate(told["sources"], 1)]
+    say(told, "\n".join([told["reply"], "", told["used"], *shown]), as_json)
 
 
 @device.command()
@@ -157,8 +121,10 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Forget text, and all that was made of it."""
+    from client.budget import given, releases_hold
     from client.forget import Wanted
     from client.forget import forget as forget_in
+    from client.kept_answers import forget_answers
 
     day = before.replace(tzinfo=UTC).timestamp() if before else None
     wanted = Wanted(tuple(document or ()), tuple(source or ()), day)
@@ -166,10 +132,14 @@ def forget(
         raise ConfigError("say what: --document N, --source N, --before DAY, or --all alone")
     with open_vault() as vault:
         if everything:
+            asked_of_agent(vault.folder, {"do": "end"})
             vault.destroy()
+            forget_answers(vault.folder)
             say({"destroyed": True}, f"The key is destroyed and the vault deleted. {FLASH}", as_json)
             return
-        made = forget_in(vault, wanted)
+        made = forget_in(vault, wanted, releases_hold(given(vault.folder)))
+        if asked_of_agent(vault.folder, {"do": "forgot"}) is None:
+            forget_answers(vault.folder)
     text = (
         f"Forgotten: {len(made.documents)} documents with {made.vectors} embeddings,"
         f" {made.profile_lines} profile lines, {made.pseudonyms} pseudonyms, {made.chats} chats,"
@@ -177,30 +147,6 @@ def forget(
         f"\n{made.releases}\n{FLASH}"
     )
     say(made.to_json(), text, as_json)
-
-
-@device.command()
-def dial(
-    stop: Annotated[str, typer.Argument(help="alone, metrics, personas or all; nothing: show where it stands.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """How far this device answers a federation; it stands at `alone` until you turn it."""
-    from client.assistant import CHOICE_SETTING
-    from client.dial import STOPS, turn, turns, where
-
-    with open_vault() as vault:
-        if stop:
-            turn(vault, stop)
-        at, changes = where(vault), turns(vault)
-        choice = json.loads(vault.setting(CHOICE_SETTING, "{}"))
-    gain = choice.get("checked_gain")
-    measured = "not measured: `confide device train`" if gain is None else f"{gain:.1%} on text held back"
-    lines = [
-        f"{'>' if name == at else ' '} {name}: {', '.join(purposes) or 'nothing leaves'}"
-        for name, purposes in STOPS.items()
-    ]
-    lines.append(f"Alone, your own model gains {measured}. No federation is joined: every stop costs epsilon 0.")
-    say({"dial": at, "turns": len(changes), "gain_alone": gain}, "\n".join(lines), as_json)
 
 
 def vault_facts(vault: Vault) -> dict[str, Any]:
@@ -218,6 +164,8 @@ def vault_facts(vault: Vault) -> dict[str, Any]:
         "documents": vault.one("SELECT count(*) FROM document"),
         "own_words": vault.one("SELECT coalesce(sum(own_words), 0) FROM document"),
         "ratings": vault.one("SELECT count(*) FROM interaction"),
-        "adapters": vault.one("SELECT count(*) FROM adapter"),
+        "adapters": vault.one(
+            "SELECT count(*) FROM adapter WHERE NOT coalesce(json_extract(facts, '$.unfinished'), 0)"
+        ),
         "sources": sources,
     }

@@ -6,22 +6,18 @@
     all        and steps of the adapters and the retriever that everybody shares
 
 A stop is a set of purposes; what is beyond it is refused before anything is computed or charged, whatever the
-federation's policy grants. A turn of the dial is a line in the vault's journal, with the hash of the line before.
+federation's policy grants. A turn of the dial is a line in the vault's journal (`client.journal`).
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
+from client.journal import changes, note
 from client.vault import Vault
-from privacy.accounting import epsilon_zcdp
-from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError, VaultError
 from privacy.objective import PURPOSES
-from privacy.policy import Policy
 
 ALONE, METRICS, PERSONAS, ALL = "alone", "metrics", "personas", "all"
 _METRICS: Final = ("measure.adapters",)
@@ -29,7 +25,6 @@ _PERSONAS: Final = (*_METRICS, "cluster.persona", "describe.persona", "train.per
 STOPS: Final[Mapping[str, tuple[str, ...]]] = {ALONE: (), METRICS: _METRICS, PERSONAS: _PERSONAS, ALL: PURPOSES}
 SETTING = "dial"
 DELTA = 1e-6
-_FIRST = "0" * 64
 
 
 def allowed(stop: str) -> frozenset[str]:
@@ -48,38 +43,19 @@ def turn(vault: Vault, stop: str) -> None:
     """Set the dial and note it in the journal, both or neither. Raises ConfigError for a stop that there is not."""
     allowed(stop)
     with vault.change() as rows:
-        last = rows.execute("SELECT head FROM journal ORDER BY id DESC LIMIT 1").fetchone()
-        before = last[0].hex() if last else _FIRST
-        line = {"from": where(vault), "to": stop, "before": before, "second": int(time.time())}
-        head = bytes.fromhex(sha256_hex(canonical_json(line)))
-        rows.execute(
-            "INSERT INTO journal (time, line, head) VALUES (?, ?, ?)", (line["second"], json.dumps(line), head)
-        )
+        note(rows, {"dial": stop, "from": where(vault)})
         rows.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (SETTING, stop))
 
 
-def turns(vault: Vault) -> list[dict[str, object]]:
-    """Return every turn of the dial, oldest first. Raises VaultError where a line was changed or taken out."""
-    found: list[dict[str, object]] = []
-    before = _FIRST
-    for text, head in vault.select("SELECT line, head FROM journal ORDER BY id"):
-        line = json.loads(text)
-        if line["before"] != before or sha256_hex(canonical_json(line)) != head.hex():
-            raise VaultError("the journal of the dial was changed outside this program")
-        before = head.hex()
-        found.append(line)
-    if (found[-1]["to"] if found else ALONE) != where(vault):
+def turns(vault: Vault) -> list[dict[str, Any]]:
+    """Return every turn of the dial, oldest first. Raises VaultError where the journal and the dial disagree."""
+    found = [line for line in changes(vault) if "dial" in line]
+    if (found[-1]["dial"] if found else ALONE) != where(vault):
         raise VaultError("the dial stands where no line of its journal says")
     return found
 
 
-def epsilon_a_year(policy: Policy | None, stop: str) -> float:
-    """Return the largest epsilon (delta 1e-6) that a year at a stop may cost, by the policy's allowance; 0 alone.
-
-    The allowance is one for all purposes together, so every stop but `alone` may spend it all: a stop bounds what is
-    asked, not what it costs. Without a policy nothing can be asked.
-    """
-    if policy is None or not set(policy.purposes) & allowed(stop):
-        return 0.0
-    yearly = policy.yearly_rho if policy.yearly_rho is not None else policy.budget_rho
-    return epsilon_zcdp(yearly, DELTA) if yearly else 0.0
+def checked(vault: Vault) -> tuple[str, int]:
+    """Return where the dial stands and the number of turns until then, after a look at the journal (`turns`)."""
+    found = turns(vault)
+    return where(vault), len(found)

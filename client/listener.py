@@ -158,10 +158,10 @@ def _remove_stale(path: Path) -> None:
     raise ConfigError(f"{path}: another process listens there; is the agent running already?")
 
 
-def ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+def ask(folder: Path, request: dict[str, Any], patience_s: float = IDLE_S) -> dict[str, Any]:
     """Return what the agent in `folder` answers its person, who can read its token. Raises OSError if none runs."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
-        agent.settimeout(IDLE_S)
+        agent.settimeout(patience_s)
         agent.connect(os.fspath(folder / "person.sock"))
         data = json.dumps(request).encode()
         agent.sendall(PERSON_PREAMBLE + (folder / "person.token").read_bytes() + struct.pack("<I", len(data)) + data)

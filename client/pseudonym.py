@@ -18,6 +18,7 @@ from client.documents import Document
 from client.importers import SHARED
 from client.library import documents
 from client.scrub import Scrubber, find
+from client.scrub_strength import strength_of
 from client.vault import Vault
 
 _PLACEHOLDER = re.compile(r"<([A-Z_]{2,30})_(\d{1,9})>")
@@ -27,15 +28,15 @@ class VaultScrubber(Scrubber):
     """A scrubber whose numbering lies in the vault."""
 
     def __init__(self, vault: Vault, engine: AnalyzerEngine | None = None) -> None:
-        super().__init__(engine)
+        super().__init__(engine, strength_of(vault))
         self._vault = vault
-        self._originals: dict[tuple[str, str], str] = {}
+        self._originals: dict[str, str] = {}
         for entity, number, name in vault.select("SELECT entity, number, name FROM pseudonym"):
             self._numbers.setdefault(entity, {})[name] = int(number)
 
     def scrub_kept(self, kept: Sequence[tuple[int, Document]]) -> tuple[Document, ...]:
         """Return documents of the vault, each with its number, scrubbed; their pseudonyms are kept with them."""
-        found = find([document.text for _, document in kept], self.engine)
+        found = find([document.text for _, document in kept], self.engine, self.strength)
         made = []
         with self._vault.change() as rows:
             for (number, document), findings in zip(kept, found, strict=True):
@@ -51,6 +52,28 @@ class VaultScrubber(Scrubber):
                         "INSERT OR IGNORE INTO pseudonym_document VALUES (?, ?, ?)", (finding.entity, name, number)
                     )
         return tuple(made)
+
+    def hidden(self, texts: Sequence[str]) -> list[str]:
+        """Return texts with pseudonyms, those of the vault where it has them; new ones last as long as this scrubber.
+
+        For a prompt: `back` undoes it in the reply.
+        """
+        made = []
+        for text, findings in zip(texts, find(texts, self.engine, self.strength), strict=True):
+            parts, at = [], 0
+            for finding in findings:
+                original = text[finding.start : finding.end]
+                mark = self.placeholder(finding.entity, original)
+                if len(original) > len(self._originals.get(mark, "")):
+                    self._originals[mark] = original
+                parts += [text[at : finding.start], mark]
+                at = finding.end
+            made.append("".join([*parts, text[at:]]))
+        return made
+
+    def back(self, text: str) -> str:
+        """Return `text` with the names that `hidden` took out put back, then those that the vault knows."""
+        return restored(self._vault, _PLACEHOLDER.sub(lambda m: self._originals.get(m.group(), m.group()), text))
 
 
 def shared_documents(vault: Vault, engine: AnalyzerEngine | None = None) -> tuple[Document, ...]:

@@ -307,11 +307,12 @@ PEOPLE = (
         may_be_name,
         score=0.85,
     ),
+    _rule("PERSON", rf"(?<!\w)(?:mrs?|ms|dr|prof)\.[ ](?P<pii>{_NAME})", may_be_name, score=0.8),
     _rule(
         "PERSON",
         rf"""\b(?i:(?:my|his|her|their|your|whose|\w{{1,20}}['’]s)[ ]
         (?:(?:first|last|full|real|middle)[ ]|sur|nick)?name(?:['’]s|s|[ ]is|[ ]was))[ ]
-        (?P<pii>{_NAME}(?:[ ]{_CAPITAL}){{0,2}})""",
+        (?P<pii>{_NAME}(?:[ ](?:{_CAPITAL}|{_NAME}(?=[ ]?(?:[.,!?;\n]|$)))){{0,2}})""",
         may_be_name,
         score=0.85,
     ),
@@ -351,4 +352,7 @@ PLACES = (
     ),
 )
 
-RULES: tuple[Rule, ...] = SECRETS + ONLINE + NUMBERS + ADDRESSES + PEOPLE + PLACES
+# Whatever is a number, for the strength at which all of them go.
+ANY_NUMBER = (_rule("NUMBER", r"(?<!\w)\d(?:[\d.,:/-]{0,30}\d)?(?!\w)", score=0.5),)
+
+RULES: tuple[Rule, ...] = SECRETS + ONLINE + NUMBERS + ADDRESSES + PEOPLE + PLACES + ANY_NUMBER

@@ -1,7 +1,9 @@
 """The agent of one person, resident because a model load costs seconds: `python -P -m client.resident --home HOME`.
 
     relay.sock   <- the relay of this device (client.launcher)        questions of the federation, answers, nothing else
-    person.sock  <- the person, with the token in person.token        {"do": "status"}
+    person.sock  <- the person, with the token in person.token        {"do": "status"}, ask, forgot, end
+
+`confide device agent` starts it over a person's vault; without a vault it reads files, for trials and simulation.
 
 It may be killed at any moment. What it charged is in the ledger before anything is computed, what it masked is in
 `answers/` before it leaves; an agent that starts again is out of the sum that it was killed in, and in for the next.
@@ -14,8 +16,6 @@ import argparse
 import json
 import logging
 import signal
-import socket
-import struct
 import sys
 import threading
 import warnings
@@ -24,131 +24,80 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.agent import Device
-from client.agent_home import AgentHome
-from client.deliveries import Deliveries
-from client.dial import allowed
-from client.documents import Document, Person
-from client.learner import TextLearner
-from client.listener import PersonSocket, RelaySocket, Reply
+from client.agent_home import SETTINGS, AgentHome
+from client.assistant import model_of
+from client.encoder import Encoder
+from client.listener import PersonSocket
+from client.membership import NONE, OWN, STOCK, Membership, own_history
 from client.model import LanguageModel
-from client.own_text import own_documents
-from client.service import AgentService, Pace, Worker
-from privacy.accounting import epsilon_zcdp
-from privacy.adapter import Basis
+from client.person_side import PersonSide
+from client.vault import Vault
+from client.vault_key import opener_from
 from privacy.errors import ConfideError, ConfigError
-from privacy.ledger import Ledger
-from privacy.query import fraction_text
 
-LAUNCHER = b"client.launcher"
-OWN = "our own launcher answers: the server's code never runs on this device"
-STOCK = "RED: a stock flwr-clientapp answers: the server's code runs with the person's rights"
-NONE = "no relay has come yet"
-DELTA = 1e-6
-
-
-class WatchedRelaySocket(RelaySocket):
-    """A relay's socket that counts which program came: our launcher, or another, which the server's code may be.
-
-    For the person to see a device that is set up wrongly. A program that wants to look like our launcher can.
-    """
-
-    def __init__(self, path: Path, reply: Reply, tick_s: float) -> None:
-        self.own = self.stock = 0
-        super().__init__(path, reply, tick_s)
-
-    def serve(self, connection: socket.socket) -> None:
-        """Count who connected, then answer."""
-        if LAUNCHER in peer_command(connection):
-            self.own += 1
-        else:
-            self.stock += 1
-        super().serve(connection)
+__all__ = ["NONE", "OWN", "STOCK", "Resident", "own_history"]
+PERSON_SOCKET = "person.sock"
 
 
 class Resident:
-    """One person's agent over the folder `home`, from start to `close`. Raises ConfideError."""
+    """One person's agent over the folder `home`, from start to `close`: one model in memory for all that it does.
 
-    def __init__(self, home: AgentHome) -> None:
-        settings, policy, directory = home.settings, home.policy, home.directory
-        key, noise_key = home.device_key, home.noise_key  # both before there is a ledger, see `AgentHome`
-        if directory.get(settings.device) != key.public_key():
-            raise ConfigError(f"{settings.device} is not in the directory under this device's key")
-        self.home, self.settings, self.policy = home, settings, policy
-        self._documents = own_history(home)
-        self._model = LanguageModel.load(settings.model, top_layers=settings.layers)
-        answers = home.folder / "answers"
-        answers.mkdir(mode=0o700, exist_ok=True)
-        root = home.root_key.public_bytes_raw().hex()
-        owner = {"federation": policy.federation, "owner": settings.device, "root_key": root}
-        self.ledger = Ledger(home.ledger_file, key, owner)
-        self.ledger.grant((home.folder / "policy.json").read_bytes())
-        self.device = Device(settings.device, answers, policy, self.ledger, key, noise_key, None, directory=directory)
-        self.device.allowed = allowed(settings.dial)
-        # Encoded before anybody asks: how long it takes depends on how much text there is.
-        self._learner = TextLearner(self._model, self.settings.training, self.settings.max_document_tokens)
-        self.own_tokens = self._learner.add(settings.device, self._documents)
+    With a vault it answers its person; where the person has joined a federation, its relay too. Raises ConfideError.
+    """
+
+    def __init__(self, home: AgentHome, encoder: Encoder | None = None, ended: threading.Event | None = None) -> None:
+        if not home.joined and home.vault is None:
+            raise ConfigError(f"{SETTINGS}: no settings, and no vault: there is nothing to answer from")
+        if home.joined and home.directory.get(home.settings.device) != home.device_key.public_key():
+            raise ConfigError(f"{home.settings.device} is not in the directory under this device's key")
+        self.home, self.ended = home, ended or threading.Event()
         lock = threading.RLock()
-        deliveries = Deliveries(policy, folder=home.folder, on_basis=self._take_basis)
-        service = AgentService([self.device], deliveries, Worker(lock), Pace(hold_s=settings.hold_s))
-        self.relay = WatchedRelaySocket(home.folder / "relay.sock", service.reply, settings.tick_s)
-        self._person = PersonSocket(home.folder / "person.sock", home.new_token(), self.handle)
+        model = loaded(home)
+        self.member = Membership(home, model, lock) if home.joined else None
+        self.person = PersonSide(home.vault, model, lock, encoder) if home.vault is not None else None
+        self._socket = PersonSocket(home.folder / PERSON_SOCKET, home.new_token(), self.handle)
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to one request of the person."""
-        return self.status() if request.get("do") == "status" else {"error": "unknown request"}
+        """Return the answer to one request of the person; what cannot be done is told in one line."""
+        try:
+            return self._handle(request)
+        except ConfideError as error:
+            return {"error": str(error)}
+
+    def _handle(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request.get("do"):
+            case "status":
+                return self.status()
+            case "ask" if self.person is not None:
+                return self.person.ask(request)
+            case "forgot":
+                if self.member is not None:
+                    self.member.forgot()
+                if self.person is not None:
+                    self.person.forgot()
+                return {"forgot": True}
+            case "end":
+                self.ended.set()
+                return {"ends": True}
+        return {"error": "unknown request"}
 
     def status(self) -> dict[str, Any]:
-        """Return what this device gave and what it cost, by its own ledger, and whose code its relay runs."""
-        with self.device.books:
-            spent, pending = self.ledger.spent(), len(self.ledger.account.pending())
-        return {
-            "device": self.settings.device,
-            "federation": self.policy.federation,
-            "documents": len(self._documents),
-            "own_tokens": self.own_tokens,
-            "basis": self.device.learner is not None,
-            "accepted": spent.participations,
-            "answered": spent.participations - pending,
-            "participations_left": max(0, self.policy.max_participations - spent.participations),
-            "rho": fraction_text(spent.rho),
-            "budget_rho": fraction_text(self.policy.budget_rho),
-            "epsilon": epsilon_zcdp(spent.rho, DELTA) if spent.rho else 0.0,
-            "delta": DELTA,
-            "launcher": STOCK if self.relay.stock else OWN if self.relay.own else NONE,
-            "relays": {"own": self.relay.own, "stock": self.relay.stock},
-        }
+        """Return what this device gave and what it cost, by its own ledger; of one alone, that it is alone."""
+        return self.member.status() if self.member is not None else {"federation": None}
 
     def close(self) -> None:
         """Stop listening and close the ledger. Training that runs ends with the process; its charge stays."""
-        self.relay.close()
-        self._person.close()
-        self.ledger.close()
-
-    def _take_basis(self, basis: Basis) -> None:
-        """Put the federation's basis into the model; from here on the device can answer."""
-        self._model.attach(basis)
-        self.device.learner = self._learner
+        if self.member is not None:
+            self.member.close()
+        self._socket.close()
 
 
-def own_history(home: AgentHome) -> tuple[Document, ...]:
-    """Return the person's documents, scrubbed where the settings say so."""
-    settings = home.settings
-    person = Person(settings.device, tuple(own_documents(home.folder, settings.person or settings.device)))
-    if not settings.scrub:
-        return person.history
-    from client.scrub import scrub_person  # spaCy loads here
-
-    return scrub_person(person)[0].history
-
-
-def peer_command(connection: socket.socket) -> bytes:
-    """Return the command line of the process at the other end, b"" if it is gone."""
-    process, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return b""
+def loaded(home: AgentHome) -> LanguageModel:
+    """Return the one model of an agent: the federation's where it has joined one, else that of its person's vault."""
+    if home.joined:
+        return LanguageModel.load(home.settings.model, top_layers=home.settings.layers)
+    assert home.vault is not None
+    return model_of(home.vault)
 
 
 @contextmanager
@@ -158,6 +107,21 @@ def until_told() -> Iterator[threading.Event]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
     yield told
+
+
+def run(home: AgentHome, encoder: Encoder | None = None) -> None:
+    """Serve until SIGTERM, Ctrl-C, or the person says that it is over; call with the folder's lock held."""
+    with until_told() as told:
+        resident = Resident(home, encoder, told)
+        _say({"relay": "relay.sock", "person": PERSON_SOCKET} if home.joined else {"person": PERSON_SOCKET})
+        told.wait()
+        resident.close()
+
+
+def enrolled(home: AgentHome) -> dict[str, str]:
+    """Make the device's keys where they are missing and return its name and public key, for a directory."""
+    public, _ = home.device_key.public_key().public_bytes_raw().hex(), home.noise_key
+    return {"device": home.settings.device, "public_key": public}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,15 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)  # of packages about each other
     home = AgentHome(options.home)
     try:
-        with home.alone(), until_told() as told:
+        if home.has_vault:
+            home = AgentHome(home.folder, Vault.open(home.folder, opener_from()))
+        with home.alone():
             if options.enrol:
-                public, _ = home.device_key.public_key().public_bytes_raw().hex(), home.noise_key
-                _say({"device": home.settings.device, "public_key": public})
+                _say(enrolled(home))
                 return 0
-            resident = Resident(home)
-            _say({"relay": "relay.sock", "person": "person.sock"})
-            told.wait()
-            resident.close()
+            run(home)
     except ConfideError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -19,6 +19,7 @@ from presidio_analyzer import AnalyzerEngine
 
 from client.documents import Document, Person, Span, without_empty_spans
 from client.scrub_engine import Finding, load_engine, raw_findings
+from client.scrub_strength import STANDARD
 
 WINDOW = 20_000
 LABEL = re.compile(r"^(?:Me|You): ", re.MULTILINE)
@@ -77,8 +78,8 @@ class Scrubber:
     people: equal placeholders of two people do not mean the same entity.
     """
 
-    def __init__(self, engine: AnalyzerEngine | None = None) -> None:
-        self.engine = engine or load_engine()
+    def __init__(self, engine: AnalyzerEngine | None = None, strength: str = STANDARD) -> None:
+        self.engine, self.strength = engine or load_engine(), strength
         self.report = ScrubReport()
         self._numbers: dict[str, dict[str, int]] = {}
 
@@ -91,7 +92,7 @@ class Scrubber:
 
     def scrub_documents(self, documents: Sequence[Document]) -> tuple[Document, ...]:
         """Return every document as `scrub_document` would, faster: texts run through the model in batches."""
-        found = find([document.text for document in documents], self.engine)
+        found = find([document.text for document in documents], self.engine, self.strength)
         return tuple(self._scrubbed(document, findings) for document, findings in zip(documents, found, strict=True))
 
     def scrub_text(self, text: str) -> str:
@@ -138,8 +139,8 @@ def scrub_person(person: Person) -> tuple[Person, ScrubReport]:
     return Person(person.user, history + person.test), scrubber.report
 
 
-def find(texts: Sequence[str], engine: AnalyzerEngine | None = None) -> list[list[Finding]]:
-    """Return what must go from each text: disjoint findings in order.
+def find(texts: Sequence[str], engine: AnalyzerEngine | None = None, strength: str = STANDARD) -> list[list[Finding]]:
+    """Return what must go from each text at a strength: disjoint findings in order.
 
     Where two overlap, a rule wins over the entity model, a secret over anything, then the longer one; of the
     loser, what sticks out stays a finding. Speakers' labels (`Me: `, `You: `) are never part of one. Long texts
@@ -147,7 +148,7 @@ def find(texts: Sequence[str], engine: AnalyzerEngine | None = None) -> list[lis
     """
     windows = [(index, start, text[start:end]) for index, text in enumerate(texts) for start, end in _windows(text)]
     found: list[list[Finding]] = [[] for _ in texts]
-    analyzed = raw_findings(engine or load_engine(), [text for _, _, text in windows])
+    analyzed = raw_findings(engine or load_engine(), [text for _, _, text in windows], strength)
     for (index, offset, text), raw in zip(windows, analyzed, strict=True):
         found[index] += [
             replace(f, start=f.start + offset, end=f.end + offset) for f in disjoint(_cleaned(text, raw), text)

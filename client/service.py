@@ -75,6 +75,11 @@ class Worker:
             self._jobs.append(job)
             self._some.notify()
 
+    def clear(self) -> None:
+        """Drop the jobs that wait; one that runs goes on."""
+        with self._some:
+            self._jobs.clear()
+
     def _run(self) -> None:
         while True:
             with self._some:
@@ -140,6 +145,11 @@ class AgentService:
         except Exception as error:  # noqa: BLE001 - an error's text may hold a person's; its kind is all that is kept
             logger.warning("a request failed: %s", type(error).__name__)
         return NOTHING
+
+    def forget_jobs(self) -> None:
+        """Drop every accepted query with what its training gave: whoever asks for a stage of it is refused."""
+        with self._lock:
+            self._jobs.clear()
 
     def _delivered(self, place: int, delivery: Delivery) -> bytes:
         self.deliveries.take(delivery.items)

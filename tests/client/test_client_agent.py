@@ -275,7 +275,7 @@ def test_an_objective_that_the_policy_does_not_grant_is_refused(home: Home) -> N
 
 @pytest.mark.parametrize("stop", STOPS)
 def test_what_is_beyond_the_owners_dial_is_refused_and_costs_nothing(home: Home, stop: str) -> None:
-    home.device.allowed = allowed(stop)
+    home.device.allowed = lambda: allowed(stop)
     if stop == "all":
         assert isinstance(decode(home.ask()), Answer)
         return

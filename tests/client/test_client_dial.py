@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from client import vault_key
-from client.dial import ALL, ALONE, METRICS, PERSONAS, STOPS, allowed, epsilon_a_year, turn, turns, where
+from client.budget import year_cap
+from client.dial import ALL, ALONE, METRICS, PERSONAS, STOPS, allowed, turn, turns, where
 from client.vault import Vault
 from client.vault_key import Opener
 from privacy.errors import ConfigError, VaultError
@@ -38,7 +39,7 @@ def test_a_turn_is_kept_with_its_line_and_a_wrong_one_changes_nothing(vault: Vau
     turn(vault, ALL)
     with pytest.raises(ConfigError):
         turn(vault, "some")
-    assert where(vault) == ALL and [line["to"] for line in turns(vault)] == [METRICS, ALL]
+    assert where(vault) == ALL and [line["dial"] for line in turns(vault)] == [METRICS, ALL]
 
 
 @pytest.mark.parametrize(
@@ -60,4 +61,4 @@ def test_a_journal_that_was_changed_is_noticed(vault: Vault, change: str) -> Non
 
 
 def test_without_a_policy_no_stop_costs_anything() -> None:
-    assert [epsilon_a_year(None, stop) for stop in STOPS] == [0.0] * 4
+    assert [year_cap(None, stop) for stop in STOPS] == [0.0] * 4

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from client import vault_key
+from client import personal, vault_key
 from client.documents import Document, Span
 from client.encoder import HashedEncoder
 from client.forget import RETRAIN, Wanted, forget
 from client.importers import add
-from client.model import GLOBAL, OWN, LanguageModel
+from client.limits import Limits
+from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.personal import (
     KINDS,
-    Limits,
     active,
     put_into,
     scored_part,
-    switch_to,
+    serve,
     train,
     training_slice,
 )
@@ -32,7 +32,7 @@ from client.retrieve import PersonalIndex
 from client.vault import Vault
 from client.vault_key import Opener
 from privacy.adapter import Basis
-from privacy.errors import ConfigError, ModelError
+from privacy.errors import ConfideError, ModelError
 
 NewModel = Callable[..., LanguageModel]
 WORDS = ["boat", "lamp", "train", "green", "sister", "bees", "books", "rain", "cards", "field", "door", "kitchen"]
@@ -53,7 +53,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
 
 def mean_nats(model: LanguageModel, vault: Vault) -> float:
     """Return the mean nats of the held-back notes under what is active."""
-    _, rows = training_slice(vault, model, Limits())
+    rows = [model.prefix(encoded) for _, encoded in training_slice(vault, model, Limits())]
     nats = torch.cat(model.document_nats(rows))
     return float(nats.mean())
 
@@ -123,15 +123,32 @@ def test_record_level_privacy_is_asked_for_and_told(vault: Vault, new_model: New
     assert made.privacy is not None and 0 < made.privacy.epsilon <= 8.0 and made.privacy.noise_multiplier > 0.3
 
 
+def test_under_privacy_only_what_a_step_drew_goes_through_the_model(
+    vault: Vault, new_model: NewModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = new_model(dtype=torch.float32)
+    calls: list[str] = []
+    prefix = model.prefix
+
+    def counted(encoded: Encoded) -> Cached:
+        calls.append(encoded.document)
+        return prefix(encoded)
+
+    monkeypatch.setattr(model, "prefix", counted)
+    monkeypatch.setattr(personal, "RECORD_STEPS", 2)
+    made = train(vault, model, record_epsilon=8.0)
+    assert made.documents >= 30 and 0 < len(calls) < 25, "two steps do not read all of a large vault"
+
+
 def test_what_cannot_be_trained_is_refused_in_one_line(vault: Vault, new_model: NewModel) -> None:
     model = new_model(dtype=torch.float32)
     for kind, epsilon, limits, told in (
         ("full", None, Limits(), "no own adapter of kind full"),
         ("ia3", 8.0, Limits(), "no per-document gradients"),
-        ("lora", None, Limits(documents=3), "needs 4 documents of yours; there are 3"),
+        ("lora", None, Limits(documents=2), "needs 3 documents of yours; there are 2"),
         ("lora", None, Limits(first_hour=3, last_hour=3), "from 3 to 3"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfideError, match=told):
             train(vault, model, kind, epsilon, limits)
     assert active(vault) is None
 
@@ -152,9 +169,9 @@ def test_adapters_can_be_switched(vault: Vault, new_model: NewModel) -> None:
     model = new_model(dtype=torch.float32)
     one, two = (train(vault, model, limits=Limits(documents=4)).number for _ in range(2))
     assert active(vault) is not None and active(vault)[0] == two  # type: ignore[index]
-    switch_to(vault, one)
+    serve(vault, one)
     assert active(vault)[0] == one  # type: ignore[index]
-    switch_to(vault, None)
+    serve(vault, None)
     assert active(vault) is None
 
 
@@ -172,10 +189,12 @@ def test_the_question_is_never_scored() -> None:
 
 def test_the_ladder_grows_with_what_is_known() -> None:
     assert arms_for(0, True, NOBODY) == (BASELINE,)
-    assert {arm.name for arm in arms_for(1, True, NOBODY)} == {"global", "bm25", "dense", "hybrid"}
+    assert {arm.name for arm in arms_for(1, True, NOBODY)} == {
+        "global", "bm25", "dense", "hybrid", "topics", "rerank",
+    }  # fmt: skip
     assert "own" in {arm.name for arm in arms_for(9, True, NOBODY)}
     assert "own" not in {arm.name for arm in arms_for(9, False, NOBODY)}
-    assert arms_for(9, True, About({"role": "nurse"}, ("boats",))) == ARMS
+    assert arms_for(9, True, About({"role": "nurse"}, ("boats",), advice="By one writer:")) == ARMS
 
 
 def test_chance_is_not_chosen_and_a_real_gain_is() -> None:
