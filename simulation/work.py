@@ -102,6 +102,7 @@ class ObservedLearner(TextLearner):
 
 PATIENCE_S = 60.0  # a relay of simulated people waits for training; whose it is and how long it took is no secret here
 RECORD_BATCH = 4  # documents a step under record-level noise: with fewer, the noise of a step hides its gradient
+RECORD_STEPS = 8  # at most, an epoch: all documents take part, and this bounds the work
 
 
 class HostWork:
@@ -303,10 +304,12 @@ class HostWork:
             batch_documents=RECORD_BATCH if record else 1,
             record_epsilon=own.record_epsilon if record else None,
             record_delta=own.record_delta,
+            most_steps=own.record_epochs * RECORD_STEPS if record else None,
         )
+        documents = self._all_documents(user) if record else self._own_documents(user)
         stream = KeyStream(device_noise_key(self._noise_root, user), bytes([int(record)]) * 32)
         generator = torch.Generator().manual_seed(int(stream.candidates(0, 1)[0, 0]) >> 1)
-        tensors, privacy = train_own(self.model, self._own_documents(user), settings, generator, self._charge(user))
+        tensors, privacy = train_own(self.model, documents, settings, generator, self._charge(user))
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
         return arrays, None if privacy is None else {**vars(privacy), "clip_norm": settings.document_clip}
 
@@ -372,6 +375,10 @@ class HostWork:
         """Return the newest raw history documents up to the limit of own tokens, oldest first."""
         encoded = self._encoded(self.people[user].history[::-1])
         return [self.model.prefix(e) for e in up_to(encoded, self.config.own.tokens)[::-1]]
+
+    def _all_documents(self, user: str) -> list[Cached]:
+        """Return every raw history document: of a choice by length, one document more would change another's place."""
+        return [self.model.prefix(e) for e in self._encoded(self.people[user].history)]
 
     def _encoded(self, documents: Sequence[Document]) -> list[Encoded]:
         rows = (self.model.encode(d, self.config.local.max_document_tokens) for d in documents)
