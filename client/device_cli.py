@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from client import owner_cli
+from client import face_cli, owner_cli
 from client.device_shell import AsJson, asked_of_agent, open_vault, say, typed
 from client.vault import Vault, home_folder
 from client.vault_key import Opener, opener_from, opens_by
@@ -20,6 +20,7 @@ device = typer.Typer(
 )
 for _command in (owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes):
     device.command()(_command)
+face_cli.mount(device)
 FLASH = "Flash storage may keep old blocks of what was overwritten; they are encrypted under the vault's key."
 
 

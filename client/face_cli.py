@@ -1,0 +1,59 @@
+"""`confide device serve | open | token`: the page and the API of this device, on loopback alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+import webbrowser
+from typing import Annotated, Any
+
+import typer
+
+from client.device_shell import AsJson, open_vault, say
+from client.vault import home_folder
+from privacy.errors import ConfigError
+
+PORT = 8917
+
+
+def serve(
+    port: Annotated[int, typer.Option(help="The port on 127.0.0.1; 0: any free one.", min=0, max=65535)] = PORT,
+    as_json: AsJson = False,
+) -> None:
+    """Stay in memory and serve the page, the API and, where you joined one, the federation. Ctrl-C ends it."""
+    from client.agent_home import AgentHome
+    from client.face.serve import serve as serve_home
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    warnings.simplefilter("ignore", FutureWarning)  # of packages about each other
+
+    def listening(facts: dict[str, Any]) -> None:
+        say(facts, f"{facts['url']}#token={facts['token']}", as_json)
+
+    with open_vault() as vault:
+        home = AgentHome(vault.folder, vault)
+        with home.alone():
+            serve_home(home, port, listening)
+
+
+def open_page(
+    show: Annotated[bool, typer.Option("--show", help="Print the address with its token; open nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Open the page of the program that serves this device."""
+    from client.face.serve import RUNNING
+
+    try:
+        facts = json.loads((home_folder() / RUNNING).read_bytes())
+        address = f"{facts['url']}#token={facts['token']}"
+    except (OSError, ValueError, KeyError):
+        raise ConfigError("nothing serves this device: start `confide device serve`") from None
+    opened = not (show or as_json) and webbrowser.open(address)
+    say(facts | {"opened": opened}, facts["url"] if opened else address, as_json)
+
+
+def mount(device: typer.Typer) -> None:
+    """Put the commands of this module under `confide device`."""
+    device.command()(serve)
+    device.command("open")(open_page)
