@@ -39,9 +39,12 @@ class Sampling:
         return made
 
 
+LIKELIEST = Sampling()
+
+
 @torch.no_grad()
 def drawn(
-    model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = Sampling(), rows: int = 1
+    model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LIKELIEST, rows: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `most` times the next token of every row, int64 [rows], and its log-likelihood, float32 [rows].
 
@@ -69,7 +72,7 @@ def drawn(
         logits = out.logits[:, -1].float().cpu()
 
 
-def pieces(model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = Sampling()) -> Iterator[tuple[str, int]]:
+def pieces(model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LIKELIEST) -> Iterator[tuple[str, int]]:
     """Yield a reply as text in pieces of whole characters, each with the number of tokens made so far."""
     tokenizer: Any = model.tokenizer
     made: list[int] = []

@@ -53,7 +53,28 @@ def open_page(
     say(facts | {"opened": opened}, facts["url"] if opened else address, as_json)
 
 
+def token(
+    name: Annotated[str, typer.Argument(help="The program that will use it; nothing: show all.")] = "",
+    scope: Annotated[list[str] | None, typer.Option(help="chat, memories, embeddings; chat alone if none.")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Make the token of this name worthless.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a program of yours a token for the API, for some of what it can do; it is shown once."""
+    from client.face.tokens import CHAT, drop_token, new_token, token_names
+
+    with open_vault() as vault:
+        made = ""
+        if name and drop:
+            drop_token(vault, name)
+        elif name:
+            made = new_token(vault, name, scope or [CHAT])
+        names = token_names(vault)
+    lines = [f"{each}: {', '.join(scopes)}" for each, scopes in names.items()] or ["No program has a token."]
+    say({"token": made or None, "tokens": names}, made or "\n".join(lines), as_json)
+
+
 def mount(device: typer.Typer) -> None:
     """Put the commands of this module under `confide device`."""
     device.command()(serve)
     device.command("open")(open_page)
+    device.command()(token)

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.assistant import CONTEXT_TOKENS, PASSAGES, Assistant
-from client.decode import Sampling, drawn, pieces
+from client.assistant import CONTEXT_TOKENS, MODEL_SETTING, PASSAGES, Assistant
+from client.base_model import DEFAULT_MODEL
+from client.decode import LIKELIEST, Sampling, drawn, pieces
 from client.encoder import Encoder
 from client.library import Passage
 from client.live_reply import LiveReply
@@ -37,6 +38,7 @@ SENTENCE, SUBJECT, REPLY = "sentence", "subject", "reply"
 KINDS = (SENTENCE, SUBJECT, REPLY)
 CANDIDATES, DRAWN, MOST_DRAWN = 3, 6, 40
 CONTINUE_TOKENS = 256
+QUOTED, LEAST_QUOTED = 3, 4  # passages that are read for a quotation, words that it has at least
 MOST_TOKENS, MOST_CHARACTERS = 2048, 20_000
 _DRAW = Sampling(temperature=0.8, top_p=0.9)
 _BEHIND = {SENTENCE: "", SUBJECT: "\n\nSubject:", REPLY: "\n\nMy reply:\n"}
@@ -78,12 +80,34 @@ class Speaker:
         """Return the encoder of the index."""
         return self._assistant.encoder
 
+    @property
+    def label(self) -> str:
+        """Return the name of the base model as its owner gave it."""
+        return self.vault.setting(MODEL_SETTING, DEFAULT_MODEL)
+
     def find(self, question: str, k: int = PASSAGES) -> list[Passage]:
         """Return the k passages that fit a question best, of what the vault holds now. Raises ConfigError."""
         _require_text(question)
         with self._reading:
             index = self._fresh()
             return [hit.passage for hit in index.search(question, k, self._methods())]
+
+    def quote(self, question: str, found: Sequence[Passage]) -> dict[str, Any] | None:
+        """Return the sentence of the best passages that is nearest to a question, word for word, and its document."""
+        sentences = [(p, text) for p in found[:QUOTED] for text in _sentences(p.text)]
+        if not sentences or self.encoder is None:
+            return None
+        rows = self.encoder.encode([question, *(text for _, text in sentences)])
+        passage, text = sentences[int(np.argmax(rows[1:] @ rows[0]))]
+        return {"document": passage.document, "title": passage.title, "text": text}
+
+    def written(self, text: str, voice: str = PERSONAL) -> Prompt:
+        """Return the prompt that a text is itself, behind memories of the person for `personal`. Raises ConfigError."""
+        _require_text(text)
+        found = self.find(text[-1000:]) if voice == PERSONAL else []
+        before = context(CONTEXTUAL, CONTINUE, found, self._about, CONTINUE_TOKENS, self._assistant.count)
+        ids = self._ids("\n\n".join(filter(None, (before, text))))[-self._longest() :]
+        return Prompt(ids, text, voice, voice == PERSONAL and self._has_own(), tuple(found))
 
     def prompt(self, turns: Sequence[Turn], voice: str = PERSONAL) -> Prompt:
         """Return the prompt of a conversation whose last turn is the person's; only `personal` is shown memories.
@@ -110,7 +134,7 @@ class Speaker:
         return Prompt(ids[-self._longest() :], question, voice, voice == PERSONAL and self._has_own(), tuple(found))
 
     def spoken(
-        self, prompt: Prompt, most: int = 256, sampling: Sampling = Sampling(), stopped: threading.Event | None = None
+        self, prompt: Prompt, most: int = 256, sampling: Sampling = LIKELIEST, stopped: threading.Event | None = None
     ) -> Iterator[tuple[str, int]]:
         """Yield the reply in harmless pieces, each with the number of tokens made; ends early once `stopped` is set.
 
@@ -135,18 +159,14 @@ class Speaker:
         if kind not in KINDS:
             raise ConfigError(f"there is no continuation of kind {kind}: there is {', '.join(KINDS)}")
         _require_text(text)
-        found = self.find(text[-1000:])
-        before = context(CONTEXTUAL, CONTINUE, found, self._about, CONTINUE_TOKENS, self._assistant.count)
         written = text.rstrip() if kind == SENTENCE else text.strip()
-        whole = "\n\n".join(filter(None, (before, written + _BEHIND[kind])))
-        ids = self._ids(whole)[-(self._longest() - MOST_DRAWN) :]
-        prompt = Prompt(ids, text, PERSONAL, self._has_own(), tuple(found))
+        prompt = self.written(written + _BEHIND[kind])
         rows: list[list[int]] = [[] for _ in range(DRAWN)]
         likelihoods = np.zeros((MOST_DRAWN, DRAWN))
         with self._lock:
             self._speak_as(prompt.own)
             draw = Sampling(_DRAW.temperature, _DRAW.top_p, seed)
-            for step, (chosen, likelihood) in enumerate(drawn(self.model, ids, MOST_DRAWN, draw, DRAWN)):
+            for step, (chosen, likelihood) in enumerate(drawn(self.model, prompt.ids, MOST_DRAWN, draw, DRAWN)):
                 likelihoods[step] = likelihood.numpy()
                 for row, token in zip(rows, chosen.tolist(), strict=True):
                     row.append(token)
@@ -212,7 +232,7 @@ class Speaker:
         return ids[0]
 
     def _cut(self, row: list[int], kind: str) -> tuple[str, int]:
-        """Return a row of tokens as text up to the end of its sentence, line or paragraph, and how many tokens that is."""
+        """Return a row as text up to the end of its sentence, line or paragraph, and how many tokens that takes."""
         tokenizer: Any = self.model.tokenizer
         end = tokenizer.eos_token_id
         row = row[: row.index(end)] if end in row else row
@@ -243,6 +263,13 @@ def source(passage: Passage) -> dict[str, Any]:
 
 def _likelihood(candidate: Candidate) -> float:
     return candidate.likelihood
+
+
+def _sentences(text: str) -> list[str]:
+    """Return the sentences of a passage, lines of prose joined; neither cut nor changed but for white space."""
+    joined = [" ".join(part.split()) for part in re.split(r"\n\s*\n|\n(?=[#*-])|(?<=[^\n])\n(?=[A-Z#])", text)]
+    found = [each.strip() for part in joined for each in re.split(r"(?<=[.!?…])\s+(?=[\"'(A-Z0-9])", part)]
+    return [each for each in found if len(each.split()) >= LEAST_QUOTED] or [each for each in found if each]
 
 
 def _require_text(text: str) -> None:

@@ -17,9 +17,10 @@ from starlette.staticfiles import StaticFiles
 
 from client.face.asked import field, json_of, whole
 from client.face.tokens import PAGE
+from client.face.turns import turns_of
 from client.face.work import Work, answering
 from client.speaker import MOST_TOKENS, PERSONAL, SENTENCE, Prompt, Speaker, source
-from privacy.errors import ConfideError, ConfigError
+from privacy.errors import ConfideError
 
 HERE = Path(__file__).parent
 FOUND = 8
@@ -54,7 +55,7 @@ class Page:
 
     async def shell(self, _request: Request) -> Response:
         """Return the empty page: it holds nothing of the person's."""
-        screens = [(name, word) for name, word in SCREENS.items()]
+        screens = list(SCREENS.items())
         made = self._templates.get_template("face.html").render(screens=screens, language="en", _=str)
         return HTMLResponse(made)
 
@@ -67,7 +68,8 @@ class Page:
         asked = await json_of(request)
         question = field(asked, "question", str)
         found = await self._work.vault(partial(self._speaker.find, question, FOUND))
-        return {"passages": [source(passage) for passage in found]}
+        quote = await self._work.vault(partial(self._speaker.quote, question, found))
+        return {"passages": [source(passage) for passage in found], "quote": quote}
 
     async def answer(self, request: Request) -> Response:
         """Stream a reply to `question` made from the person's own text."""
@@ -104,7 +106,8 @@ class Page:
             yield _line(self._speaks(prompt))
             count = 0
             try:
-                async for piece, count in self._work.stream(make):
+                async for piece, made in self._work.stream(make):
+                    count = made
                     yield _line({"piece": piece})
             except (ConfideError, RuntimeError) as error:
                 yield _line({"error": str(error) if isinstance(error, ConfideError) else "the reply failed"})
@@ -116,26 +119,10 @@ class Page:
     def _speaks(self, prompt: Prompt) -> dict[str, Any]:
         return {
             "voice": prompt.voice,
-            "model": Path(self._speaker.model.name).name,
+            "model": self._speaker.label,
             "own_adapter": prompt.own,
             "memories": [source(passage) for passage in prompt.shown],
         }
-
-
-def turns_of(given: list[Any]) -> list[tuple[str, str]]:
-    """Return the turns of a conversation from JSON. Raises ConfigError for what is none."""
-    turns = []
-    for each in given:
-        role, content = (each.get("role"), each.get("content")) if isinstance(each, dict) else (None, None)
-        if role == "developer":
-            role = "system"
-        if isinstance(content, list):  # OpenAI's parts; text alone is read
-            parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-            content = "".join(parts) if len(parts) == len(content) and all(isinstance(p, str) for p in parts) else None
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            raise ConfigError("a turn has a role (system, user, assistant) and a content of text")
-        turns.append((role, content))
-    return turns
 
 
 def _line(facts: dict[str, Any]) -> bytes:

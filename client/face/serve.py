@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from client.agent_home import AgentHome
 from client.encoder import MINILM, Encoder, open_encoder
 from client.face.guard import Guard
+from client.face.openai_api import OpenAI
 from client.face.page import Page
 from client.face.tokens import Tokens
 from client.face.work import Work
@@ -31,7 +32,8 @@ PATIENCE_S = 3
 def face_app(speaker: Speaker, resident: Resident, tokens: Tokens, work: Work, port: int) -> ASGIApp:
     """Return the application behind its guard."""
     page = Page(speaker, work)
-    return Guard(Starlette(routes=page.routes()), tokens, port)
+    api = OpenAI(speaker, work)
+    return Guard(Starlette(routes=[*page.routes(), *api.routes()]), tokens, port)
 
 
 def bound(port: int) -> socket.socket:
@@ -47,9 +49,7 @@ def bound(port: int) -> socket.socket:
     return made
 
 
-def serve(
-    home: AgentHome, port: int, say: Callable[[dict[str, Any]], None], encoder: Encoder | None = None
-) -> None:
+def serve(home: AgentHome, port: int, say: Callable[[dict[str, Any]], None], encoder: Encoder | None = None) -> None:
     """Serve until SIGTERM, Ctrl-C, or the owner says that it is over; `say` hears url and token once it listens.
 
     Call with the folder's lock held: there is one agent a vault. Raises ConfideError.

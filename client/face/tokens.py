@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
+from typing import Any
 
 from client.vault import Vault
 from privacy.errors import ConfigError
@@ -37,7 +38,7 @@ class Tokens:
         found: frozenset[str] = frozenset()
         digest = _digest(token)
         for kept in _kept(self._vault).values():  # all of them, whichever fits: no time tells
-            if hmac.compare_digest(digest, kept["sha256"]):
+            if hmac.compare_digest(digest, str(kept["sha256"])):
                 found = frozenset(kept["scopes"])
         return found
 
@@ -74,8 +75,8 @@ def token_names(vault: Vault) -> dict[str, list[str]]:
     return {name: list(each["scopes"]) for name, each in sorted(_kept(vault).items())}
 
 
-def _kept(vault: Vault) -> dict[str, dict[str, list[str] | str]]:
-    found: dict[str, dict[str, list[str] | str]] = json.loads(vault.setting(SETTING, "{}"))
+def _kept(vault: Vault) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(vault.setting(SETTING, "{}"))
     return found
 
 

@@ -96,10 +96,10 @@ export function day(seconds) {
 
 // A passage with the words that were asked for marked; the document opens on a click.
 export function sourceItem(passage, question = "", open = undefined) {
-  const wanted = question.toLowerCase().match(/[\p{L}\p{N}]{3,}/gu) ?? [];
+  const wanted = question.toLowerCase().match(/[\p{L}\p{N}]{4,}/gu) ?? [];
   const text = make("p");
   if (wanted.length) {
-    const pattern = new RegExp(`(${wanted.map((word) => word.slice(0, 40)).join("|")})`, "giu");
+    const pattern = new RegExp(`(?<![\\p{L}\\p{N}])(${wanted.map((word) => word.slice(0, 40)).join("|")})(?![\\p{L}\\p{N}])`, "giu");
     for (const part of passage.text.split(pattern)) {
       text.append(wanted.includes(part.toLowerCase()) ? make("mark", {}, part) : part);
     }

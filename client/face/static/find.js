@@ -1,4 +1,4 @@
-import { ask, askLines, at, doing, sourceItem, speaks } from "./ask.js";
+import { ask, askLines, at, doing, sourceItem, speaks, _ } from "./ask.js";
 
 let running;
 
@@ -15,6 +15,11 @@ export function startFind() {
       const found = await ask("find", { question });
       at("find-sources-head").hidden = found.passages.length === 0;
       at("find-sources").replaceChildren(...found.passages.map((passage) => sourceItem(passage, question)));
+      at("find-quote").hidden = !found.quote;
+      if (found.quote) {
+        at("find-quoted").textContent = found.quote.text;
+        at("find-quoted-from").textContent = _("Your words, from {title}", { title: found.quote.title || _("untitled") });
+      }
       const reply = at("find-reply");
       at("find-answer").hidden = false;
       reply.textContent = "";
