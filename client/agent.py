@@ -176,7 +176,7 @@ class Device:
 
     def _again(self, answer: bytes, query: Query, event: bytes) -> bytes:
         """Return the stored answer if it was made for exactly this query; one event is answered to one query only."""
-        if not answer:  # its owner had what it rests on forgotten; made again it would show the difference
+        if not answer:  # its owner had what it rests on forgotten; made again it would be a second for one charge
             raise PolicyRefused(RefusalCode.STALE)
         kept = decode(answer)
         if not isinstance(kept, Answer) or kept.query_sha256 != query.sha256:

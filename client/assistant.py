@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from client.adopt import put_serving
 from client.attributes import generalised
 from client.base_model import DEFAULT_MODEL, base_model_path
 from client.encoder import MINILM, Encoder, open_encoder
 from client.generate import reply
 from client.library import Passage
-from client.model import GLOBAL, LanguageModel
-from client.personal import active, put_into
+from client.model import GLOBAL, OWN, LanguageModel
+from client.personal import active
 from client.personalize import ARMS, Arm, Choice, arms_for, choose, score_arms
 from client.prompt import CHAT, CONTEXTUAL, PLAIN, About, context, templates
 from client.retrieve import METHODS, PersonalIndex
@@ -61,8 +62,7 @@ class Assistant:
         """Score what could serve this person on the held-back slice, keep the choice in the vault and return it."""
         searched = PersonalIndex(self.vault, self.encoder, held_back=False)
         own = active(self.vault)
-        if own is not None:
-            put_into(self.vault, self.model, own[0])
+        put_serving(self.vault, self.model)
         about = self.about(searched)
         count = len({passage.document for passage in searched.passages if passage.own})
         arms = arms_for(count, own is not None, about)
@@ -89,10 +89,8 @@ class Assistant:
         """
         arm = self.chosen()
         own = active(self.vault) if arm.own else None
-        if own is not None:
-            put_into(self.vault, self.model, own[0])
-        else:
-            self.model.activate(GLOBAL)
+        put_serving(self.vault, self.model)
+        self.model.activate(*((GLOBAL, OWN) if own is not None else (GLOBAL,)))
         kind = kind or (arm.prompt if arm.prompt != PLAIN else CONTEXTUAL)
         hits = [] if kind == PLAIN else self.index.search(question, PASSAGES, arm.methods or METHODS)
         found = [hit.passage for hit in hits]

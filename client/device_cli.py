@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from client import face_cli, owner_cli
+from client import face_cli, owner_cli, training_cli
 from client.device_shell import AsJson, asked_of_agent, open_vault, say, typed
 from client.vault import Vault, home_folder
 from client.vault_key import Opener, opener_from, opens_by
@@ -18,7 +18,10 @@ from privacy.errors import ConfigError, VaultError
 device = typer.Typer(
     help="Your own model over your own text, which stays on this device.", no_args_is_help=True, add_completion=False
 )
-for _command in (owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes):
+for _command in (
+    *(training_cli.train, training_cli.adopt, training_cli.export),
+    *(owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes),
+):
     device.command()(_command)
 face_cli.mount(device)
 FLASH = "Flash storage may keep old blocks of what was overwritten; they are encrypted under the vault's key."
@@ -68,43 +71,19 @@ def add(
 @device.command()
 def status(as_json: AsJson = False) -> None:
     """What the vault holds, source by source, and what it is used for."""
+    from client.background import state
+
     with open_vault() as vault:
-        facts = vault_facts(vault)
+        facts = vault_facts(vault) | {"training": state(vault)}
     lines = [f"{facts['documents']} documents, {facts['ratings']} ratings, {facts['own_words']} words of yours"]
     lines += [
         f"source {s['source']}: {s['kind']} {s['place']}: {s['documents']} documents,"
         f" for {', '.join(s['for']) or 'nothing'}"
         for s in facts["sources"]
     ]
+    if facts["training"]:
+        lines.append(f"training in the background: {facts['training']['state']} {facts['training']['words']}")
     say(facts, "\n".join(lines), as_json)
-
-
-@device.command()
-def train(
-    kind: Annotated[str, typer.Option(help="lora, ia3 or prompt: the kind of your own adapter.")] = "lora",
-    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
-    record_epsilon: Annotated[
-        float | None, typer.Option(help="Train with document-level differential privacy of this epsilon.", min=0.01)
-    ] = None,
-    seconds: Annotated[float, typer.Option(help="The longest training.", min=1)] = 180.0,
-    hours: Annotated[tuple[int, int], typer.Option(help="The hours of the day in which it may begin.")] = (0, 24),
-    as_json: AsJson = False,
-) -> None:
-    """Train your own adapter, measure it on text of yours held back, and choose what serves you best."""
-    from client.assistant import open_assistant
-    from client.personal import Limits
-    from client.personal import train as train_in
-
-    with open_vault() as vault, Console(stderr=True).status("training", spinner="dots") as status:
-        assistant = open_assistant(vault, model)
-        limits = Limits(seconds=seconds, first_hour=hours[0], last_hour=hours[1])
-        made = train_in(vault, assistant.model, kind, record_epsilon, limits)
-        choice = assistant.personalize(lambda arm: status.update(f"measuring {arm}"))
-    facts = {"adapter": made.number, "kind": made.kind, "documents": made.documents, "tokens": made.tokens}
-    facts |= {"seconds": made.seconds, "record_epsilon": made.privacy.epsilon if made.privacy else None}
-    bits = [f"  {name}: {value:.3f} bits a token" for name, value in choice.bits.items()]
-    text = f"Adapter {made.number}: {made.documents} texts, {made.tokens} tokens of yours, {made.seconds:.0f} s."
-    say(facts | {"choice": choice.to_json()}, "\n".join([text, choice.words, *bits]), as_json)
 
 
 @device.command()
@@ -180,6 +159,8 @@ def vault_facts(vault: Vault) -> dict[str, Any]:
         "documents": vault.one("SELECT count(*) FROM document"),
         "own_words": vault.one("SELECT coalesce(sum(own_words), 0) FROM document"),
         "ratings": vault.one("SELECT count(*) FROM interaction"),
-        "adapters": vault.one("SELECT count(*) FROM adapter"),
+        "adapters": vault.one(
+            "SELECT count(*) FROM adapter WHERE NOT coalesce(json_extract(facts, '$.unfinished'), 0)"
+        ),
         "sources": sources,
     }

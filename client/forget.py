@@ -125,13 +125,18 @@ def _deleted(rows: Any, numbers: Sequence[int], sources: Sequence[int]) -> dict[
         if source not in sources:  # a whole source that is added again is wanted again
             rows.execute("INSERT OR IGNORE INTO tombstone VALUES (?)", (mark(rows, source, key),))
     rows.execute("DELETE FROM document WHERE id IN gone")
-    orphans = "SELECT 1 FROM pseudonym_document d WHERE d.entity = pseudonym.entity AND d.name = pseudonym.name"
-    counts["pseudonyms"] = rows.execute(f"DELETE FROM pseudonym WHERE NOT EXISTS ({orphans})").rowcount  # noqa: S608
+    counts["pseudonyms"] = drop_unused_pseudonyms(rows)
     before = _count(rows, "SELECT count(*) FROM interaction")
     rows.executemany("DELETE FROM source WHERE id = ?", [(source,) for source in sources])
     counts["ratings"] = before - _count(rows, "SELECT count(*) FROM interaction")
     rows.execute("DELETE FROM gone")
     return counts
+
+
+def drop_unused_pseudonyms(rows: Any) -> int:
+    """Delete the pseudonyms whose name stands in no document any more, and return how many that were."""
+    used = "SELECT 1 FROM pseudonym_document d WHERE d.entity = pseudonym.entity AND d.name = pseudonym.name"
+    return int(rows.execute(f"DELETE FROM pseudonym WHERE NOT EXISTS ({used})").rowcount)  # noqa: S608 - no value in it
 
 
 def _count(rows: Any, statement: str) -> int:

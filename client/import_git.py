@@ -1,8 +1,9 @@
 """A git repository as text: one document a commit, the author's own or another's.
 
 A commit's message and the lines that it adds are its author's words; file names and other people's commits are
-context. `git` runs with nothing of the repository's own configuration that could start a program: no signature check,
-no external diff, no text conversion, no file watcher, no pager, no fetch of what a partial clone lacks.
+context. A file that a commit renames or copies adds no lines, whoever wrote them. `git` runs with nothing of the
+repository's own configuration that could start a program: no signature check, no external diff, no text conversion, no
+file watcher, no pager, no fetch of what a partial clone lacks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ _SAFE = (
 )
 _LOG = (
     *("log", "--no-color", "--no-ext-diff", "--no-textconv", "--no-show-signature", "--no-merges", "--reverse"),
-    *("--unified=0", "--patch", "--no-renames", "--encoding=UTF-8", "--ignore-submodules=all", "--submodule=short"),
+    *(
+        "--unified=0",
+        "--patch",
+        "--find-renames",
+        "--find-copies",
+        "--encoding=UTF-8",
+        "--ignore-submodules=all",
+        "--submodule=short",
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from client.documents import Span
+from client.import_text import MAIL_SUFFIXES
 from client.imported import MAIL, MAX_BYTES, Event, Skipped, Text, files_below, read_bytes
 from privacy.canonical import sha256_hex
 from privacy.errors import DataError
@@ -29,11 +30,12 @@ _ORIGINAL = re.compile(
     r"|_{20,}|From: .{1,200}<?\S+@\S+>?.*)$",
     re.IGNORECASE,
 )
+_MANGLED = re.compile(rb"^>(>*From )", re.MULTILINE)  # how an mbox writes a line of the body that begins with From
 _SIGNATURE = re.compile(r"^(?:-- ?|Sent from my .{1,40}|Get Outlook for .{1,20}|Von meinem .{1,30} gesendet)$")
 
 
 def read_mails(path: Path, owner: Collection[str]) -> Iterator[Event]:
-    """Yield the messages of an mbox file, an .eml file, or the .eml files below a folder.
+    """Yield the messages of an mbox file, an .eml file, or the files of both kinds below a folder.
 
     `owner` holds the owner's addresses, any case. A message that cannot be parsed is skipped by its number.
     """
@@ -94,8 +96,13 @@ def _messages(path: Path) -> Iterator[tuple[str, bytes | str]]:
     """Yield each message's place and its bytes, or why it was not read."""
     if path.is_dir():
         for file in files_below(path):
-            if file.suffix.lower() == ".eml":
-                yield file.relative_to(path).as_posix(), read_bytes(file)
+            if file.suffix.lower() in MAIL_SUFFIXES:
+                name = file.relative_to(path).as_posix()
+                try:
+                    for place, data in _messages(file):
+                        yield name + place.removeprefix(file.name), data
+                except DataError as error:
+                    yield name, str(error).partition(": ")[2]
         return
     if path.suffix.lower() == ".eml":
         yield path.name, read_bytes(path)
@@ -106,7 +113,7 @@ def _messages(path: Path) -> Iterator[tuple[str, bytes | str]]:
         raise DataError(f"{path.name}: cannot be read") from None
     try:
         for number, key in enumerate(box.iterkeys(), 1):
-            data = box.get_bytes(key)
+            data = _MANGLED.sub(rb"\1", box.get_bytes(key))
             yield f"{path.name}:{number}", data if len(data) <= MAX_BYTES else f"longer than {MAX_BYTES // 2**20} MiB"
     finally:
         box.close()

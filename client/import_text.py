@@ -11,6 +11,7 @@ from client.imported import NOTE, TALK, Event, Skipped, Text, decoded, files_bel
 from client.records import BrokenLine, checked_field, json_record, spans_of
 from privacy.errors import DataError
 
+MAIL_SUFFIXES = (".mbox", ".eml")
 SUFFIXES = (".txt", ".md", ".markdown", ".rst", ".org", ".text")
 
 
@@ -19,6 +20,9 @@ def read_notes(place: Path, passed_over: Collection[str] = ()) -> Iterator[Event
     for path in [place] if place.is_file() else files_below(place):
         name = path.name if path == place else path.relative_to(place).as_posix()
         if path.suffix.lower() in passed_over:
+            continue
+        if path.suffix.lower() in MAIL_SUFFIXES:
+            yield Skipped(name, "mail among notes: say which is yours with --me ADDRESS")
             continue
         if path.suffix.lower() not in SUFFIXES:
             yield Skipped(name, f"{media_type(path)} is not read, only text")

@@ -15,6 +15,8 @@ from privacy.errors import DataError
 NOTE, MAIL, CODE, TALK, RATING = "note", "mail", "code", "talk", "rating"
 TYPES = (NOTE, MAIL, CODE, TALK, RATING)
 MAX_BYTES = 64 * 2**20
+# What the first bytes of a file say, whatever it is called: PDF, PNG, JPEG, GIF, ZIP, gzip, RTF, PostScript, SQLite.
+_NO_TEXT = (b"%PDF-", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"{\\rtf", b"%!PS", b"SQLite ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,17 @@ def read_bytes(path: Path) -> bytes:
 
 def decoded(data: bytes) -> str:
     """Return a text file's characters: UTF-8, UTF-16 with its mark, else Windows-1252; ValueError for no text."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    if b"\0" in data:
+    if data.startswith(_NO_TEXT):
         raise ValueError
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", errors="replace")
+    elif b"\0" in data:
+        raise ValueError
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252", errors="replace")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

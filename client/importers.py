@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from client.forget import mark
+from client.forget import drop_unused_pseudonyms, mark
 from client.import_git import own_address, read_commits
 from client.import_mail import read_mails, senders
 from client.import_ratings import read_ratings
-from client.import_text import SUFFIXES, media_type, read_notes, read_records
+from client.import_text import MAIL_SUFFIXES, SUFFIXES, media_type, read_notes, read_records
 from client.imported import MAIL, Event, Rated, Skipped, Text, files_below, packed_spans
 from client.vault import Vault
 from privacy.canonical import sha256_hex
@@ -60,11 +60,11 @@ def kind_of(place: Path) -> str:
         if (place / ".git").exists() or ((place / "objects").is_dir() and (place / "HEAD").is_file()):
             return GIT
         suffixes = {path.suffix.lower() for path in files_below(place)}
-        return MAILS if ".eml" in suffixes and not suffixes & set(SUFFIXES) else NOTES
+        return MAILS if suffixes & set(MAIL_SUFFIXES) and not suffixes & set(SUFFIXES) else NOTES
     if not place.is_file():
         raise DataError(f"{place.name}: there is no such file or folder")
     suffix = place.suffix.lower()
-    for kind, ends in ((MAILS, (".mbox", ".eml")), (RATINGS, (".csv",)), (RECORDS, (".jsonl",)), (NOTES, SUFFIXES)):
+    for kind, ends in ((MAILS, MAIL_SUFFIXES), (RATINGS, (".csv",)), (RECORDS, (".jsonl",)), (NOTES, SUFFIXES)):
         if suffix in ends:
             return kind
     with place.open("rb") as file:
@@ -116,6 +116,8 @@ def owners(vault: Vault, place: Path, kind: str, given: Collection[str]) -> froz
         if known or here:
             return known | ({here} - {""})
         raise DataError(f"{place.name}: say which commits are yours with --me ADDRESS")
+    if kind == NOTES:
+        return known  # of mails among the notes
     if kind == MAILS:
         found = senders(place)
         if set(found) & {address.casefold() for address in known}:
@@ -136,7 +138,9 @@ def _events(place: Path, kind: str, owner: Collection[str]) -> Iterator[Event]:
         case "people":
             yield from read_records(place, owner)
         case _:
-            yield from read_notes(place)
+            yield from read_notes(place, MAIL_SUFFIXES if owner else ())
+            if owner and place.is_dir():
+                yield from read_mails(place, owner)
 
 
 def _source(vault: Vault, kind: str, place: Path, owner: Collection[str]) -> int:
@@ -151,7 +155,7 @@ def _source(vault: Vault, kind: str, place: Path, owner: Collection[str]) -> int
             rows.execute(
                 "INSERT OR IGNORE INTO consent VALUES (?, ?, ?, ?)", (number, purpose, purpose == OWN, time.time())
             )
-        if kind in (GIT, MAILS) and owner:
+        if kind in (GIT, MAILS, NOTES) and owner:
             row = rows.execute("SELECT value FROM setting WHERE name = 'addresses'").fetchone()
             known = set(row[0].split("\n")) if row else set()
             rows.execute(
@@ -184,8 +188,11 @@ def _keep_text(rows: Any, text: Text, counts: Counts) -> None:
     if twin and (text.type == MAIL or not old):
         _skip(Skipped(text.key, "the vault holds these words already"), counts)
         return
-    if old:  # what was derived from the old words goes with them
-        rows.execute("DELETE FROM document WHERE id = ?", (old[0],))
+    counts.others += text.own_words == 0
+    if old:
+        _change_text(rows, int(old[0]), text)
+        counts.changed += 1
+        return
     rows.execute(
         "INSERT INTO document (source, key, type, title, written, spans, own_words, held_back, sha256)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -194,9 +201,22 @@ def _keep_text(rows: Any, text: Text, counts: Counts) -> None:
             *(text.own_words, held_back(digest), digest),
         ),
     )
-    counts.changed += bool(old)
-    counts.new += not old
-    counts.others += text.own_words == 0
+    counts.new += 1
+
+
+def _change_text(rows: Any, number: int, text: Text) -> None:
+    """Put new words in the place of old ones, under the same number and in the same slice.
+
+    What was derived from the old words goes with them. An adapter that learned them still points at the number: it goes
+    when that is forgotten.
+    """
+    for table in ("vector", "profile", "pseudonym_document"):
+        rows.execute(f"DELETE FROM {table} WHERE document = ?", (number,))  # noqa: S608 - one of three names
+    drop_unused_pseudonyms(rows)
+    rows.execute(
+        "UPDATE document SET type = ?, title = ?, written = ?, spans = ?, own_words = ?, sha256 = ? WHERE id = ?",
+        (text.type, text.title, text.written, packed_spans(text.spans), text.own_words, text.sha256, number),
+    )
 
 
 def _keep_rating(rows: Any, rated: Rated, counts: Counts) -> None:

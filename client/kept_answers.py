@@ -12,8 +12,8 @@ ANSWERS = "answers"
 def forget_answers(folder: Path) -> int:
     """Empty what an agent in `folder` stored to send again, and return how many files that were.
 
-    The empty files stay: they say that an event was answered, so that it is never answered with other text and the
-    same noise, which would show the difference.
+    The empty files stay: they say that an event was answered, so that it is never answered again with other text, which
+    would be a second answer for one charge.
     """
     kept = [p for p in sorted((folder / ANSWERS).glob("*")) if p.is_file() and p.stat().st_size]
     for path in kept:

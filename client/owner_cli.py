@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from client.device_shell import AsJson, open_vault, say
+from client.vault import Vault
 from privacy.errors import ConfigError
 
+ALL_LAYERS = 10_000  # a release's cores may sit on any layer
 Scrubbing = Annotated[str, typer.Option(help="identifiers, standard or strict: how much goes before text may leave.")]
 
 
@@ -41,6 +43,9 @@ def agent(
 def dial(
     stop: Annotated[str, typer.Argument(help="alone, metrics, personas or all; nothing: show where it stands.")] = "",
     scrubbing: Scrubbing = "",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure what the adopted release is worth to you.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """How far this device answers a federation, and how much is scrubbed before; it stands at `alone` until turned."""
@@ -54,6 +59,8 @@ def dial(
             turn(vault, stop)
         if scrubbing:
             set_strength(vault, scrubbing)
+        if measure:
+            measure_release(vault)
         at, changes, strength, gained = where(vault), turns(vault), strength_of(vault), gains(vault)
         policy, spent = policy_of(vault.folder), given(vault.folder)
     facts = dial_facts(at, strength, gained, policy, spent) | {"turns": len(changes)}
@@ -61,6 +68,22 @@ def dial(
         typer.echo(json.dumps(facts))
         return
     print_dial(facts)
+
+
+def measure_release(vault: Vault) -> None:
+    """Score the release that was adopted last on the owner's held-back text; the gains are kept in the vault."""
+    from client.assistant import MODEL_SETTING
+    from client.base_model import DEFAULT_MODEL, base_model_path
+    from client.gains import measure
+    from client.model import LanguageModel
+    from client.releases import LATEST, kept
+
+    release = kept(vault, vault.setting(LATEST))
+    if release is None:
+        raise ConfigError("no release to measure: `confide device adopt RELEASE`")
+    with Console(stderr=True).status("measuring", spinner="dots") as status:
+        path = base_model_path(vault.setting(MODEL_SETTING, DEFAULT_MODEL))
+        measure(vault, LanguageModel.load(path, ALL_LAYERS), release, lambda name: status.update(f"measuring {name}"))
 
 
 def dial_facts(at: str, strength: str, gained: dict[str, float], policy: Any, spent: list[Any]) -> dict[str, Any]:

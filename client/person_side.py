@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
-
 from client.assistant import Assistant
 from client.encoder import MINILM, Encoder, open_encoder
 from client.model import LanguageModel
@@ -34,9 +32,6 @@ class PersonSide:
         with self._lock:
             assistant = self._opened()
             assistant.index.refresh()  # what was added or forgotten by another program since
-            if self._model.layout is not None:  # the cores that some round trained last are nobody's release
-                zero = np.zeros(self._model.layout.dim)
-                self._model.set_cores(self._model.layout.unflatten(zero))
             pseudonyms = request.get("pseudonyms") is True
             return assistant.ask(question, most, pseudonyms=pseudonyms).to_json()
 

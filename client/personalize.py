@@ -18,16 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.documents import Document
 from client.importers import OWN as OWN_PURPOSE
 from client.library import Kept, Passage, documents
-from client.model import GLOBAL, OWN, LanguageModel
-from client.personal import LEAST_DOCUMENTS, scored_part
+from client.model import GLOBAL, OWN, Encoded, LanguageModel
+from client.personal import LEAST_DOCUMENTS, scored_part, window
 from client.prompt import CONTEXTUAL, CONTINUE, PERSONA, PLAIN, PROFILE, About, context
 from client.retrieve import BM25, DENSE, METHODS, PersonalIndex
 from client.vault import Vault
 
-CONTEXT_TOKENS, DOCUMENT_TOKENS, PASSAGES = 256, 192, 4
+CONTEXT_TOKENS, DOCUMENT_TOKENS, READ_TOKENS, PASSAGES = 256, 192, 2048, 4
 RESAMPLES, CONFIDENCE = 2000, 0.95
 MOST_SCORED = 40
 
@@ -73,6 +72,28 @@ class Choice:
         return {**vars(self), "bits": dict(self.bits)}
 
 
+@dataclass(frozen=True, eq=False)
+class HeldBack:
+    """A held-back document: as the vault holds it, what may be searched with, its tokens with the scored ones."""
+
+    kept: Kept
+    question: str
+    encoded: Encoded
+
+
+def held_back_rows(vault: Vault, model: LanguageModel, most: int = MOST_SCORED) -> list[HeldBack]:
+    """Return the newest `most` held-back documents with a word to score, oldest first."""
+    rows = []
+    for kept in documents(vault, OWN_PURPOSE, held_back=True):
+        document = kept.as_document()
+        question, ranges = scored_part(document)
+        encoded = model.encode_text(document.text, ranges, document.id, READ_TOKENS)
+        encoded = window(encoded, DOCUMENT_TOKENS)
+        if encoded.own_tokens:
+            rows.append(HeldBack(kept, question, encoded))
+    return rows[-most:]
+
+
 def arms_for(train_documents: int, has_own: bool, about: About) -> tuple[Arm, ...]:
     """Return the arms that so much data allows: the ladder."""
     if train_documents == 0:
@@ -98,25 +119,18 @@ def score_arms(
     `index` must not hold that slice (`held_back=False`). The newest `MOST_SCORED` documents with a word to score count.
     """
     assert not index.held_back, "an index that holds what is scored would find it"
-    rows: list[tuple[Kept, Document, str, tuple[tuple[int, int], ...]]] = []
-    for kept in documents(vault, OWN_PURPOSE, held_back=True):
-        document = kept.as_document()
-        question, ranges = scored_part(document)
-        if ranges and model.encode_text(document.text, ranges, document.id, DOCUMENT_TOKENS).own_tokens:
-            rows.append((kept, document, question, ranges))
-    rows = rows[-MOST_SCORED:]
+    rows = held_back_rows(vault, model)
     nats = np.zeros((len(arms), len(rows)))
     tokens = np.zeros(len(rows), dtype=np.int64)
     for a, arm in enumerate(arms):
         report(arm.name)
         model.activate(*((GLOBAL, OWN) if arm.own else (GLOBAL,)))
-        for d, (kept, document, question, ranges) in enumerate(rows):
-            encoded = model.encode_text(document.text, ranges, document.id, DOCUMENT_TOKENS)
-            found = earlier(index, question, kept, arm.methods) if arm.methods else []
+        for d, row in enumerate(rows):
+            found = earlier(index, row.question, row.kept, arm.methods) if arm.methods else []
             text = context(arm.prompt, CONTINUE, found, about, CONTEXT_TOKENS, _counter(model))
-            placed = model.with_context(encoded, model.context_ids(text, CONTEXT_TOKENS + 8))
+            placed = model.with_context(row.encoded, model.context_ids(text, CONTEXT_TOKENS + 8))
             nats[a, d] = float(model.document_nats([model.prefix(placed)])[0].double().sum())
-            tokens[d] = encoded.own_tokens
+            tokens[d] = row.encoded.own_tokens
     return [arm.name for arm in arms], nats, tokens
 
 

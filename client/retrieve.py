@@ -34,7 +34,7 @@ IDENTITY, BY_KEYWORDS, EXPANDED = "identity", "keywords", "expanded"
 QUERIES = (IDENTITY, BY_KEYWORDS, EXPANDED)
 NO_TIME = -np.inf
 ENCODE_AT_ONCE = 64
-_ALLOWED = "SELECT d.id FROM document d JOIN consent c ON c.source = d.source AND c.purpose = ? AND c.granted"
+_ALLOWED = "SELECT d.id, d.sha256 FROM document d JOIN consent c ON c.source = d.source AND c.purpose = ? AND c.granted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class PersonalIndex:
     ) -> None:
         self._vault, self._encoder, self._purpose, self.held_back = vault, encoder, purpose, held_back
         self._shelves: dict[str, Shelf] = {}
-        self._known: set[int] = set()
+        self._known: dict[int, bytes] = {}  # number -> hash of its words: a changed document keeps its number
         self._last = 0
         self._ratings: tuple[Passage, ...] = ()
         self.refresh()
@@ -143,14 +143,14 @@ class PersonalIndex:
 
     def refresh(self) -> None:
         """Take in what is new in the vault and drop what is gone; embeddings that the vault lacks are made and kept."""
-        here = {int(row[0]) for row in self._vault.select(_ALLOWED, (self._purpose,))}
-        if gone := self._known - here:
+        here = {int(number): bytes(digest) for number, digest in self._vault.select(_ALLOWED, (self._purpose,))}
+        if gone := {number for number, digest in self._known.items() if here.get(number) != digest}:
             for shelf in self._shelves.values():
                 shelf.drop(gone)
         part = None if self.held_back else False
         new = [p for kept in documents(self._vault, self._purpose, self._last, part) for p in passages(kept)]
-        # A source that was switched off and on again brings old numbers back.
-        back = {number for number in here - self._known if number <= self._last}
+        # A source that was switched off and on again brings old numbers back, and so does a changed document.
+        back = {n for n, digest in here.items() if n <= self._last and self._known.get(n) != digest}
         if back:
             old = documents(self._vault, self._purpose, 0, part)
             new += [p for kept in old if kept.number in back for p in passages(kept)]

@@ -1,8 +1,8 @@
 """The analyzer behind the scrubber: Presidio over the embedded spaCy model, built without a download.
 
 spaCy's named entities give people, places and groups (`NRP`: nationality, religion, politics). Presidio's own
-recognizers give what has a check digit or a fixed form (IBAN, crypto wallets, machine addresses, social
-security numbers). `client.gazetteer` gives names and places by lists, `client.recognizers` the rest. Dates, organisations and
+recognizers give what has a check digit or a fixed form (IBAN, crypto wallets, machine addresses, social security
+numbers). `client.gazetteer` gives names and places by lists, `client.recognizers` the rest. Dates, organisations and
 bare numbers are left alone but at the strength `strict`: nearly all of them are weekdays and product names. Only
 spaCy's entity recognizer runs; Presidio's context words then match lower-cased tokens where it would use lemmas.
 

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.adopt import put_serving
 from client.assistant import CONTEXT_TOKENS, MODEL_SETTING, PASSAGES, Assistant
 from client.base_model import DEFAULT_MODEL
 from client.decode import LIKELIEST, Sampling, drawn, pieces
 from client.encoder import Encoder
 from client.library import Passage
 from client.live_reply import LiveReply
-from client.model import GLOBAL, LanguageModel
-from client.personal import active, put_into
+from client.model import GLOBAL, OWN, LanguageModel
+from client.personal import active
 from client.prompt import CHAT, CONTEXTUAL, CONTINUE, PLAIN, context, templates
 from client.retrieve import METHODS, PersonalIndex
 from client.vault import Vault
@@ -142,7 +143,7 @@ class Speaker:
         """
         live, count = LiveReply(prompt.question), 0
         with self._lock:
-            self._speak_as(prompt.own)
+            self._speak_as(prompt)
             for piece, count in pieces(self.model, prompt.ids, most, sampling):
                 if stopped is not None and stopped.is_set():
                     return
@@ -164,7 +165,7 @@ class Speaker:
         rows: list[list[int]] = [[] for _ in range(DRAWN)]
         likelihoods = np.zeros((MOST_DRAWN, DRAWN))
         with self._lock:
-            self._speak_as(prompt.own)
+            self._speak_as(prompt)
             draw = Sampling(_DRAW.temperature, _DRAW.top_p, seed)
             for step, (chosen, likelihood) in enumerate(drawn(self.model, prompt.ids, MOST_DRAWN, draw, DRAWN)):
                 likelihoods[step] = likelihood.numpy()
@@ -201,15 +202,13 @@ class Speaker:
     def _has_own(self) -> bool:
         return self._assistant.chosen().own and active(self.vault) is not None
 
-    def _speak_as(self, own: bool) -> None:
-        """Make the model the one that speaks: with the person's own adapter, or without; never with a round's cores."""
-        if self.model.layout is not None:
-            self.model.set_cores(self.model.layout.unflatten(np.zeros(self.model.layout.dim)))
-        adapter = active(self.vault) if own else None
-        if adapter is not None:
-            put_into(self.vault, self.model, adapter[0])
-        else:
-            self.model.activate(GLOBAL)
+    def _speak_as(self, prompt: Prompt) -> None:
+        """Make the model the one that speaks: bare, or with what serves the person; never with a round's cores."""
+        if prompt.voice == BASE:
+            self.model.activate()
+            return
+        put_serving(self.vault, self.model)
+        self.model.activate(*((GLOBAL, OWN) if prompt.own else (GLOBAL,)))
 
     def _longest(self) -> int:
         """Return how many tokens of prompt leave room for a reply."""

@@ -1,4 +1,4 @@
-"""Local training: the shared core through Opacus, the person's own LoRA, and the probes that both must pass.
+"""Local training through Opacus: the shared core, and the steps that own adapters under record-level privacy take too.
 
 Shared core: L normalised steps on Poisson batches of documents, each document's gradient clipped on its own, so that
 no single document dominates a person's answer. Opacus computes per-document gradients, clips and (where a record-level
@@ -15,25 +15,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus import PrivacyEngine
-from opacus.accountants.utils import get_noise_multiplier
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from client.model import GLOBAL, OWN, Cached, LanguageModel, batches_by_length, padded
-from client.own import RecordPrivacy, own_modules, own_tensors, reset_own
+from client.model import GLOBAL, Cached, LanguageModel, batches_by_length, padded
 from privacy.adapter import Cores
 from privacy.errors import ModelError
 
-Charge = Callable[[float, float, int, float, float], None]  # noise multiplier, sampling rate, steps, clip, delta
-OWN_MODULES = ("q_proj", "v_proj", "o_proj", "down_proj")
+AfterStep = Callable[[int, PrivacyEngine], None]  # steps done of the plan, and the accountant that has counted them
 
 
 @dataclass(frozen=True)
@@ -50,24 +46,6 @@ class CoreTraining:
     sampling_rate: float = 1.0
     document_clip: float = 1.0
     noise_multiplier: float = 0.0
-    seconds: float = math.inf
-
-
-@dataclass(frozen=True)
-class OwnTraining:
-    """The own adapter: AdamW over `epochs` passes, in at most `seconds`.
-
-    `record_epsilon` asks for document-level (epsilon, delta) by Opacus.
-    """
-
-    rank: int = 8
-    epochs: int = 2
-    learning_rate: float = 1e-3
-    batch_documents: int = 4
-    modules: tuple[str, ...] = OWN_MODULES
-    record_epsilon: float | None = None
-    record_delta: float = 1e-5
-    document_clip: float = 1.0
     seconds: float = math.inf
 
 
@@ -147,7 +125,7 @@ def core_update(
             settings.noise_multiplier,
             seconds=settings.seconds,
         )
-        _private_steps(loss, NormalisedStep(loss.parameters(), settings.step), usable, plan, generator)
+        private_steps(loss, NormalisedStep(loss.parameters(), settings.step), usable, plan, generator)
     after = _flat(model)
     model.set_cores(start)
     return after - before
@@ -158,14 +136,19 @@ def _flat(model: LanguageModel) -> NDArray[np.float64]:
     return model.layout.flatten({n: c.weight.detach().float().cpu().numpy() for n, c in model.cores().items()})
 
 
-def _private_steps(
+def private_steps(
     loss: DocumentLoss,
     optimizer: torch.optim.Optimizer,
     documents: Sequence[Cached],
     plan: StepPlan,
     generator: torch.Generator,
+    after_step: AfterStep = lambda _done, _engine: None,
+    history: Sequence[tuple[float, float, int]] = (),
 ) -> PrivacyEngine:
-    """Take `plan.steps` Opacus steps over Poisson batches of documents and return the engine with its accountant.
+    """Take the plan's Opacus steps over Poisson batches of documents and return the engine with its accountant.
+
+    `history` holds the steps that a training which was cut off took already, as (noise multiplier, sampling rate,
+    steps): they count as steps of the plan and in the accountant. `after_step` is called after each.
 
     Every step counts, empty batches too: no gradient, full noise, one more line in the accountant. A logical batch is
     split into physical ones of like length; Opacus clips each document on its own, so the split changes no clipping.
@@ -192,12 +175,15 @@ def _private_steps(
         )
         # Opacus rounds n times 1/n down, to 0 for n = 49; the number only scales the gradient, noise included.
         dp.expected_batch_size = max(1, dp.expected_batch_size)
+        engine.accountant.history = [tuple(each) for each in history]
+        done = sum(steps for _, _, steps in history)
         until = time.monotonic() + plan.seconds
         try:
-            for number, batch in enumerate(_repeat(sampler, plan.steps)):
-                if number and time.monotonic() > until:
+            for number, batch in enumerate(_repeat(sampler, plan.steps - done), done + 1):
+                if number > done + 1 and time.monotonic() > until:
                     break
                 _logical_step(wrapped, dp, [documents[i] for i in batch], plan.batch_tokens)
+                after_step(number, engine)
         finally:
             unwrap(wrapped, parameters)
     return engine
@@ -265,96 +251,6 @@ def _repeat(loader: Iterable[Sequence[Tensor]], steps: int) -> Iterator[list[int
                 return
             taken += 1
             yield [int(i) for i in batch[0]]
-
-
-def train_own(
-    model: LanguageModel,
-    documents: Sequence[Cached],
-    settings: OwnTraining,
-    generator: torch.Generator,
-    charge: Charge | None = None,
-) -> tuple[dict[str, Tensor], RecordPrivacy | None]:
-    """Train a fresh adapter `own` over the active global core and return its tensors and its record-level guarantee.
-
-    It is of the kind that the model carries (`LanguageModel.add_own`). Without `record_epsilon` the guarantee is None:
-    the adapter may know any document by heart and must stay on the device. With it the RDP accountant of Opacus bounds
-    what the adapter tells about any one document (add or remove
-    one); the noise is float Gaussian, so the bound is that of the real-number mechanism. `generator` draws the initial
-    values, the batches and the noise, so it must be secret wherever the guarantee is relied on. `charge` is called with
-    the mechanism's figures before the first noise is drawn.
-    """
-    model.activate(GLOBAL, OWN)
-    loss = DocumentLoss(model, own_modules(model))
-    reset_own(model, generator)
-    usable = [d for d in documents if d.encoded.own_tokens]
-    steps = settings.epochs * max(1, math.ceil(len(usable) / settings.batch_documents))
-    optimizer = torch.optim.AdamW(loss.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    privacy = None
-    if usable and settings.record_epsilon is not None:
-        privacy = _train_with_record_privacy(loss, optimizer, usable, settings, generator, charge)
-    elif usable:
-        _train_plainly(loss, optimizer, usable, settings, steps, generator)
-    return {name: p.detach().clone() for name, p in own_tensors(model).items()}, privacy
-
-
-def _train_plainly(
-    loss: DocumentLoss,
-    optimizer: torch.optim.Optimizer,
-    documents: Sequence[Cached],
-    settings: OwnTraining,
-    steps: int,
-    generator: torch.Generator,
-) -> None:
-    """AdamW over shuffled batches; the loss of a batch is the mean of its documents' means."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    order: list[int] = []
-    until = time.monotonic() + settings.seconds
-    with trainable(parameters):
-        for number in range(steps):
-            if number and time.monotonic() > until:
-                break
-            if not order:
-                order = torch.randperm(len(documents), generator=generator).tolist()
-            batch, order = order[: settings.batch_documents], order[settings.batch_documents :]
-            rows = padded([documents[i] for i in batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss(rows.hidden, *rows.where, rows.labels).mean().backward()
-            optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-@lru_cache(maxsize=1024)
-def _noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """Return the least noise that Opacus' RDP accountant finds enough; seconds of search, the same for many people."""
-    with quiet():
-        found = get_noise_multiplier(
-            target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"
-        )
-    return float(found)
-
-
-def _train_with_record_privacy(
-    loss: DocumentLoss,
-    optimizer: torch.optim.Optimizer,
-    documents: Sequence[Cached],
-    settings: OwnTraining,
-    generator: torch.Generator,
-    charge: Charge | None,
-) -> RecordPrivacy:
-    assert settings.record_epsilon is not None
-    batch = min(len(documents), settings.batch_documents)
-    rate = 1.0 / math.ceil(len(documents) / batch)
-    steps = settings.epochs * round(1.0 / rate)
-    noise = _noise_multiplier(settings.record_epsilon, settings.record_delta, rate, steps)
-    plan = StepPlan(steps, rate, settings.document_clip, noise, seconds=settings.seconds)
-    if charge is not None:
-        charge(noise, rate, steps, settings.document_clip, settings.record_delta)
-    engine = _private_steps(loss, optimizer, documents, plan, generator)
-    with quiet():
-        spent = float(engine.get_epsilon(settings.record_delta))
-    if not math.isinf(settings.seconds):  # when the clock ended it may tell of the text: the whole plan is charged
-        spent = max(spent, settings.record_epsilon)
-    return RecordPrivacy(spent, settings.record_delta, noise, rate, steps)
 
 
 @contextlib.contextmanager

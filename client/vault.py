@@ -43,7 +43,7 @@ class Vault:
     """An open vault. Made by `create` or `open`; a context manager that closes."""
 
     def __init__(self, folder: Path, connection: Any, opener: Opener) -> None:
-        self.folder, self._rows, self._opener = folder, connection, opener
+        self.folder, self._rows, self.opener = folder, connection, opener
         self._lock = threading.RLock()
 
     @classmethod
@@ -142,7 +142,7 @@ class Vault:
         """Destroy the key, then the file. The key goes first: whatever is cut off after it is noise."""
         self.close()
         with _alone(self.folder):
-            destroy_key(self.folder, self._opener)
+            destroy_key(self.folder, self.opener)
             for end in BESIDE:
                 (self.folder / f"{FILE}{end}").unlink(missing_ok=True)
             fsync_folder(self.folder)

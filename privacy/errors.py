@@ -13,6 +13,7 @@
     ├── ModelError            a model or adapter that does not fit
     ├── VaultError            a device's vault that cannot be opened, read or written
     ├── ExportRefused         an own adapter that may not leave its device
+    ├── TrainingPaused        a training that stopped for now, its state kept
     └── PolicyRefused         the device says no; carries a code of a closed list
         └── BudgetExhausted   the device says no for good: the budget is spent
 
@@ -76,6 +77,10 @@ class VaultError(ConfideError):
 
 class ExportRefused(ConfideError):
     """An own adapter without record-level privacy: it may know any document by heart, and stays on its device."""
+
+
+class TrainingPaused(ConfideError):
+    """A training on the device stopped for now, its state kept: the next one goes on from there."""
 
 
 class PolicyRefused(ConfideError):

@@ -25,11 +25,12 @@ from client.learner import TextLearner
 from client.listener import RelaySocket
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import load_own
+from client.own_training import OwnTraining, train_own
 from client.retrieve import TextIndex
 from client.retriever_core import RetrieverCore
 from client.service import AgentService, Lazy, Pace, Worker
 from client.teaching import Shelf
-from client.train import CoreTraining, OwnTraining, train_own
+from client.train import CoreTraining
 from privacy.adapter import Basis
 from privacy.answer import make_answer
 from privacy.canonical import sha256_hex

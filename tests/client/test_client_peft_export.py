@@ -18,7 +18,8 @@ from client.base_model import fetch
 from client.basis import BasisSettings, own_samples, whitened_basis
 from client.model import GLOBAL, OWN, Cached, LanguageModel
 from client.own import RecordPrivacy, own_factors, save_own
-from client.train import CoreTraining, OwnTraining, core_update, train_own
+from client.own_training import OwnTraining, train_own
+from client.train import CoreTraining, core_update
 from privacy.adapter import Basis, Cores, merge_cores, write_peft
 from privacy.errors import ConfideError, ExportRefused, ModelError
 

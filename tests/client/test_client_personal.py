@@ -15,14 +15,14 @@ from client.documents import Document, Span
 from client.encoder import HashedEncoder
 from client.forget import RETRAIN, Wanted, forget
 from client.importers import add
+from client.limits import Limits
 from client.model import GLOBAL, OWN, LanguageModel
 from client.personal import (
     KINDS,
-    Limits,
     active,
     put_into,
     scored_part,
-    switch_to,
+    serve,
     train,
     training_slice,
 )
@@ -32,7 +32,7 @@ from client.retrieve import PersonalIndex
 from client.vault import Vault
 from client.vault_key import Opener
 from privacy.adapter import Basis
-from privacy.errors import ConfigError, ModelError
+from privacy.errors import ConfideError, ModelError
 
 NewModel = Callable[..., LanguageModel]
 WORDS = ["boat", "lamp", "train", "green", "sister", "bees", "books", "rain", "cards", "field", "door", "kitchen"]
@@ -53,7 +53,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
 
 def mean_nats(model: LanguageModel, vault: Vault) -> float:
     """Return the mean nats of the held-back notes under what is active."""
-    _, rows = training_slice(vault, model, Limits())
+    rows = [model.prefix(encoded) for _, encoded in training_slice(vault, model, Limits())]
     nats = torch.cat(model.document_nats(rows))
     return float(nats.mean())
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(vault: Vault, new_model: 
         ("lora", None, Limits(documents=3), "needs 4 documents of yours; there are 3"),
         ("lora", None, Limits(first_hour=3, last_hour=3), "from 3 to 3"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfideError, match=told):
             train(vault, model, kind, epsilon, limits)
     assert active(vault) is None
 
@@ -152,9 +152,9 @@ def test_adapters_can_be_switched(vault: Vault, new_model: NewModel) -> None:
     model = new_model(dtype=torch.float32)
     one, two = (train(vault, model, limits=Limits(documents=4)).number for _ in range(2))
     assert active(vault) is not None and active(vault)[0] == two  # type: ignore[index]
-    switch_to(vault, one)
+    serve(vault, one)
     assert active(vault)[0] == one  # type: ignore[index]
-    switch_to(vault, None)
+    serve(vault, None)
     assert active(vault) is None
 
 

@@ -17,19 +17,18 @@ from opacus.accountants import RDPAccountant
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
-from client import train
+from client import own_training, train
 from client.model import GLOBAL, OWN, Cached, LanguageModel, padded
 from client.own import load_own, own_modules, own_tensors, reset_own
+from client.own_training import OwnTraining, train_own
 from client.train import (
     CoreTraining,
     DocumentLoss,
     NormalisedStep,
-    OwnTraining,
     StepPlan,
     core_update,
     one_gradient,
     per_document_gradients,
-    train_own,
     trainable,
     unwrap,
 )
@@ -101,7 +100,7 @@ def summed(
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.SGD(parameters, lr=1.0)
     step_plan = StepPlan(**{"steps": 1, "sampling_rate": 1.0, "document_clip": clip, "noise_multiplier": noise, **plan})
-    train._private_steps(loss, optimizer, documents, step_plan, generator or seed(0))
+    train.private_steps(loss, optimizer, documents, step_plan, generator or seed(0))
     moved = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, parameters, strict=True)])
     with torch.no_grad():
         for p, b in zip(parameters, before, strict=True):
@@ -180,7 +179,7 @@ def test_splitting_a_batch_changes_nothing(model: LanguageModel, cached: CachedD
 def test_a_split_batch_is_one_step_in_the_accountant(model: LanguageModel, cached: CachedDialogues) -> None:
     loss = core_loss(model)
     plan = StepPlan(3, 1.0, 1.0, 2.0, batch_tokens=1)
-    engine = train._private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 4), plan, seed(0))
+    engine = train.private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 4), plan, seed(0))
     assert engine.accountant.history == [(2.0, 1.0, 3)]
 
 
@@ -206,7 +205,7 @@ def test_every_step_counts_empty_batches_too(
 ) -> None:
     loss = core_loss(model)
     plan = StepPlan(20, 1 / 3, 1.0, 1.5)
-    engine = train._private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 3), plan, seed(4))
+    engine = train.private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 3), plan, seed(4))
     assert len(batch_sizes) == 20 and batch_sizes.count(0) > 2 and max(batch_sizes) > 1
     assert engine.accountant.history == [(1.5, pytest.approx(1 / 3), 20)]
 
@@ -254,7 +253,7 @@ def _any_drawn(number: int, documents: int) -> bool:
 def test_no_step_is_no_epsilon_and_no_error(model: LanguageModel, cached: CachedDialogues) -> None:
     loss = core_loss(model)
     plan = StepPlan(0, 0.5, 1.0, 1.0)
-    engine = train._private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 3), plan, seed(0))
+    engine = train.private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 3), plan, seed(0))
     assert isinstance(engine.accountant, RDPAccountant)  # the default accountant raises on an empty history
     assert engine.get_epsilon(1e-5) == 0.0
 
@@ -307,7 +306,7 @@ def test_a_parameter_without_gradient_stops_the_training(model: LanguageModel, c
     loss = DocumentLoss(model, [*model.cores().values(), *own_modules(model)])
     with pytest.raises(ModelError, match="no per-document gradient"):
         plan = StepPlan(1, 1.0, 1.0, 0.0)
-        train._private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 2), plan, seed(0))
+        train.private_steps(loss, NormalisedStep(loss.parameters(), 0.1), cached(model, 2), plan, seed(0))
 
 
 def test_randomness_is_the_generators_alone(model: LanguageModel, cached: CachedDialogues) -> None:
@@ -476,14 +475,14 @@ def test_the_guarantee_is_that_of_the_steps_really_taken(
     model: LanguageModel, cached: CachedDialogues, batch_sizes: list[int], documents: int, batch: int
 ) -> None:
     engines: list[PrivacyEngine] = []
-    private_steps = train._private_steps
+    private_steps = train.private_steps
 
     def kept(*args: Any) -> PrivacyEngine:
         engines.append(private_steps(*args))
         return engines[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_private_steps", kept)
+        patch.setattr(own_training, "private_steps", kept)
         _, privacy = train_own(model, cached(model, documents), replace(RECORD, batch_documents=batch), seed(0))
     assert privacy is not None and len(batch_sizes) == privacy.steps
     [(noise, rate, steps)] = engines[0].accountant.history

@@ -233,7 +233,7 @@ def test_forgetting_reaches_a_running_agent_and_what_it_stored(federation: Feder
 
 
 def test_an_emptied_answer_is_not_made_again(federation: Federation) -> None:
-    """Made again it would be other text under the same noise: the difference of both would show what was forgotten."""
+    """Made again, of other text, it would be a second answer for one charge."""
     query = federation.query()
     federation.train("d2", query)
     federation.stage("d2", Begin(query.sha256).encode())

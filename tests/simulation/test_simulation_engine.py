@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file
 
 import client.learner
+import client.own_training
 import client.train
 import confide
 import simulation.work
@@ -55,7 +56,7 @@ class Seen:
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
         """Note every document that reaches the one function that trains shared cores, or the one for own adapters."""
-        core_update, train_own = client.train.core_update, client.train.train_own
+        core_update, train_own = client.train.core_update, client.own_training.train_own
 
         def shared(model: Any, documents: list[Cached], *rest: Any) -> Any:
             self.shared |= {d.encoded.document for d in documents}
