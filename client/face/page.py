@@ -24,7 +24,15 @@ from privacy.errors import ConfideError
 
 HERE = Path(__file__).parent
 FOUND = 8
-SCREENS = {"find": "Find", "continue": "Continue"}
+SCREENS = {
+    "find": "Find",
+    "continue": "Continue",
+    "chat": "Chat",
+    "stored": "What is stored",
+    "left": "What ever left",
+    "compare": "Compare",
+    "programs": "Programs",
+}
 LINES = "application/x-ndjson"
 
 

@@ -16,6 +16,7 @@ from client.agent_home import AgentHome
 from client.encoder import MINILM, Encoder, open_encoder
 from client.face.guard import Guard
 from client.face.openai_api import OpenAI
+from client.face.owner import Owner
 from client.face.page import Page
 from client.face.tokens import Tokens
 from client.face.work import Work
@@ -32,8 +33,9 @@ PATIENCE_S = 3
 def face_app(speaker: Speaker, resident: Resident, tokens: Tokens, work: Work, port: int) -> ASGIApp:
     """Return the application behind its guard."""
     page = Page(speaker, work)
-    api = OpenAI(speaker, work)
-    return Guard(Starlette(routes=[*page.routes(), *api.routes()]), tokens, port)
+    api, vault = OpenAI(speaker, work), speaker.vault
+    owner = Owner(vault, speaker, work, lambda: resident.handle({"do": "forgot"}))
+    return Guard(Starlette(routes=[*page.routes(), *owner.routes(), *api.routes()]), tokens, port)
 
 
 def bound(port: int) -> socket.socket:

@@ -1,6 +1,11 @@
 import { at, readWords, takeToken, trouble, _ } from "./ask.js";
 import { startFind } from "./find.js";
 import { startContinue } from "./continue.js";
+import { startChat } from "./chat.js";
+import { startStored } from "./stored.js";
+import { startLeft } from "./left.js";
+import { startCompare } from "./compare.js";
+import { startPrograms } from "./programs.js";
 
 const screens = [...document.querySelectorAll("[data-screen]")].map((link) => link.dataset.screen);
 const shown = {};
@@ -19,7 +24,7 @@ function show(focus) {
 
 const allowed = takeToken();
 await readWords();
-for (const start of [startFind, startContinue]) Object.assign(shown, start() ?? {});
+for (const start of [startFind, startContinue, startChat, startStored, startLeft, startCompare, startPrograms]) Object.assign(shown, start() ?? {});
 window.addEventListener("hashchange", () => show(true));
 show(false);
 if (!allowed) trouble(_("This page needs the token of its program. Open it with: confide device open"));

@@ -1,6 +1,13 @@
 import { ask, askLines, at, doing, sourceItem, speaks, _ } from "./ask.js";
+import { openDocument } from "./stored.js";
 
 let running;
+
+function open(number) {
+  at("document-number").value = number;
+  location.hash = "stored";
+  doing(undefined, () => openDocument(number));
+}
 
 export function startFind() {
   const form = at("find-form");
@@ -14,7 +21,7 @@ export function startFind() {
     doing(undefined, async () => {
       const found = await ask("find", { question });
       at("find-sources-head").hidden = found.passages.length === 0;
-      at("find-sources").replaceChildren(...found.passages.map((passage) => sourceItem(passage, question)));
+      at("find-sources").replaceChildren(...found.passages.map((passage) => sourceItem(passage, question, open)));
       at("find-quote").hidden = !found.quote;
       if (found.quote) {
         at("find-quoted").textContent = found.quote.text;
