@@ -73,8 +73,36 @@ def token(
     say({"token": made or None, "tokens": names}, made or "\n".join(lines), as_json)
 
 
+def prefer(
+    demonstrations: Annotated[
+        bool, typer.Option("--demonstrations", help="Your own words against samples too.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="The longest training.", min=1)] = 180.0,
+    as_json: AsJson = False,
+) -> None:
+    """Train your own adapter on what you preferred on the page; kept only where pairs held back agree."""
+    from rich.console import Console
+
+    from client.assistant import model_of
+    from client.background import training_alone
+    from client.dpo import DPO
+    from client.preferring import learn
+
+    with open_vault() as vault, training_alone(vault.folder), Console(stderr=True).status("reading") as status:
+        made = learn(
+            vault, model_of(vault), DPO(seconds=seconds), demonstrations,
+            lambda done, steps: status.update(f"training: {done} of {steps} steps"),
+        )  # fmt: skip
+    text = (
+        f"{made.words} {made.pairs} pairs trained on; of {made.held_back} held back {made.agreed:.0%} agree."
+        f" How far it says what you say: {made.shift_before:+.2f} nats before, {made.shift_after:+.2f} after."
+    )
+    say(made.to_json(), text, as_json)
+
+
 def mount(device: typer.Typer) -> None:
     """Put the commands of this module under `confide device`."""
     device.command()(serve)
     device.command("open")(open_page)
     device.command()(token)
+    device.command()(prefer)

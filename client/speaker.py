@@ -27,6 +27,7 @@ from client.library import Passage
 from client.live_reply import LiveReply
 from client.model import GLOBAL, OWN, LanguageModel
 from client.personal import active
+from client.preferences import REPLY, SENTENCE, SEPARATOR, SUBJECT
 from client.prompt import CHAT, CONTEXTUAL, CONTINUE, PLAIN, context, templates
 from client.retrieve import METHODS, PersonalIndex
 from client.vault import Vault
@@ -35,14 +36,12 @@ from privacy.errors import ConfigError
 
 PERSONAL, BASE = "personal", "base"
 VOICES = (PERSONAL, BASE)
-SENTENCE, SUBJECT, REPLY = "sentence", "subject", "reply"
 KINDS = (SENTENCE, SUBJECT, REPLY)
 CANDIDATES, DRAWN, MOST_DRAWN = 3, 6, 40
 CONTINUE_TOKENS = 256
 QUOTED, LEAST_QUOTED = 3, 4  # passages that are read for a quotation, words that it has at least
 MOST_TOKENS, MOST_CHARACTERS = 2048, 20_000
 _DRAW = Sampling(temperature=0.8, top_p=0.9)
-_BEHIND = {SENTENCE: "", SUBJECT: "\n\nSubject:", REPLY: "\n\nMy reply:\n"}
 _SENTENCE_END = re.compile(r"[.!?…]+[\"')\]]*(?=\s|$)")
 
 Turn = tuple[str, str]  # who speaks (system, user, assistant), and what
@@ -161,7 +160,7 @@ class Speaker:
             raise ConfigError(f"there is no continuation of kind {kind}: there is {', '.join(KINDS)}")
         _require_text(text)
         written = text.rstrip() if kind == SENTENCE else text.strip()
-        prompt = self.written(written + _BEHIND[kind])
+        prompt = self.written(written + SEPARATOR[kind].rstrip(" "))
         rows: list[list[int]] = [[] for _ in range(DRAWN)]
         likelihoods = np.zeros((MOST_DRAWN, DRAWN))
         with self._lock:

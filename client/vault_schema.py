@@ -85,6 +85,7 @@ CREATE TABLE forgotten (id INTEGER PRIMARY KEY, time REAL NOT NULL, certificate 
 
 # What was preferred after a prompt that held a document goes with that document.
 PREFERENCES: Final = """
+ALTER TABLE preference ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat';
 CREATE TABLE preference_document (
     preference INTEGER NOT NULL REFERENCES preference ON DELETE CASCADE, document INTEGER NOT NULL,
     PRIMARY KEY (preference, document)

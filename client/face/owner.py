@@ -166,7 +166,7 @@ class Owner:
         texts = [field({"text": text}, "text", str) for text in rejected]
         numbers = [field({"number": n}, "number", int) for n in shown]
         prompt, chosen = field(asked, "prompt", str), field(asked, "chosen", str)
-        return {"kept": prefer(self._vault, prompt, chosen, texts, numbers)}
+        return {"kept": prefer(self._vault, prompt, chosen, texts, numbers, field(asked, "kind", str))}
 
     def drop(self, _asked: dict[str, Any]) -> dict[str, Any]:
         """Delete every preference."""

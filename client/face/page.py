@@ -16,10 +16,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from client.face.asked import field, json_of, whole
+from client.face.languages import preferred, translation, words
 from client.face.tokens import PAGE
 from client.face.turns import turns_of
 from client.face.work import Work, answering
-from client.speaker import MOST_TOKENS, PERSONAL, SENTENCE, Prompt, Speaker, source
+from client.preferences import SENTENCE
+from client.speaker import MOST_TOKENS, PERSONAL, Prompt, Speaker, source
 from privacy.errors import ConfideError
 
 HERE = Path(__file__).parent
@@ -28,8 +30,8 @@ SCREENS = {
     "find": "Find",
     "continue": "Continue",
     "chat": "Chat",
-    "stored": "What is stored",
-    "left": "What ever left",
+    "stored": "Stored",
+    "left": "Ever left",
     "compare": "Compare",
     "programs": "Programs",
 }
@@ -61,15 +63,17 @@ class Page:
             post("chat", self.chat),
         ]
 
-    async def shell(self, _request: Request) -> Response:
-        """Return the empty page: it holds nothing of the person's."""
-        screens = list(SCREENS.items())
-        made = self._templates.get_template("face.html").render(screens=screens, language="en", _=str)
-        return HTMLResponse(made)
+    async def shell(self, request: Request) -> Response:
+        """Return the empty page in the reader's language: it holds nothing of the person's."""
+        language = preferred(request.headers.get("accept-language", ""))
+        say = translation(language).gettext
+        screens = [(name, say(word)) for name, word in SCREENS.items()]
+        made = self._templates.get_template("face.html").render(screens=screens, language=language, _=say)
+        return HTMLResponse(made, headers={"Vary": "Accept-Language"})
 
-    async def words(self, _request: Request) -> dict[str, Any]:
-        """Return what the page's script says, word for word in the person's language."""
-        return {}
+    async def words(self, request: Request) -> dict[str, Any]:
+        """Return what the page's script says in the reader's language, by its English."""
+        return dict(words(preferred(request.headers.get("accept-language", ""))))
 
     async def find(self, request: Request) -> dict[str, Any]:
         """Return the passages that fit `question`."""

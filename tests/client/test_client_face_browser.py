@@ -108,13 +108,13 @@ def test_a_chat_names_who_speaks_and_shows_the_memories(seen: Seen) -> None:
 
 def test_consent_dial_and_scrubbing_are_kept(face: Face, seen: Seen) -> None:
     page = seen.page
-    page.get_by_role("link", name="What is stored").click()
+    page.get_by_role("link", name="Stored").click()
     box = page.get_by_label("notes: notes, for what leaves in private sums")
     for granted in (1, 0):
         with page.expect_response("**/page/consent"):
             box.click()
         assert face.vault.one("SELECT granted FROM consent WHERE purpose = 'shared'") == granted
-    page.get_by_role("link", name="What ever left").click()
+    page.get_by_role("link", name="Ever left").click()
     assert page.inner_text("#left-sum") != "" or page.wait_for_selector("#left-sum:not(:empty)")
     for stop in ("metrics", "alone"):
         with page.expect_response("**/page/dial"):
@@ -155,7 +155,7 @@ def test_forgetting_on_the_page_reaches_what_is_found(face: Face, seen: Seen, tm
     page.get_by_label("Ask your own text").fill("walnut chest")
     page.keyboard.press("Enter")
     page.wait_for_selector(".source:has-text('false bottom') >> nth=0")
-    page.get_by_role("link", name="What is stored").click()
+    page.get_by_role("link", name="Stored").click()
     page.get_by_label("Number").fill(str(number))
     page.locator("#document-forget").click()
     page.wait_for_selector("#stored-certificate:not([hidden])")

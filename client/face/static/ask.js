@@ -105,7 +105,7 @@ export function sourceItem(passage, question = "", open = undefined) {
     }
   } else text.append(passage.text);
   const head = make("h3", {}, passage.title || _("untitled"), " ", make("span", { class: "when" }, `${day(passage.written)}, ${passage.type}`));
-  const more = open && passage.document > 0 ? make("button", { class: "quiet", onclick: () => open(passage.document) }, _("Open")) : undefined;
+  const more = open && passage.document > 0 ? make("button", { class: "quiet small", "aria-label": _("Open {title}", { title: passage.title || _("untitled") }), onclick: () => open(passage.document) }, _("Open")) : undefined;
   return make("li", { class: "source" }, head, text, more);
 }
 

@@ -18,11 +18,12 @@ async function accept(number) {
   const behind = { sentence: " ", subject: "\n\n", reply: "\n\n" }[kind()];
   text.value = kind() === "subject" ? `${chosen.text}${behind}${text.value.trim()}` : `${text.value.trimEnd()}${behind}${chosen.text}`;
   const rejected = candidates.filter((_each, i) => i !== number).map((each) => each.text);
+  const made = kind();
   const learn = at("continue-learn").checked;
   drop();
   text.focus();
   text.selectionStart = text.selectionEnd = text.value.length;
-  if (learn) await ask("chosen", { prompt, chosen: chosen.text, rejected, documents: memories.map((each) => each.document) });
+  if (learn) await ask("chosen", { kind: made, prompt, chosen: chosen.text, rejected, documents: memories.map((each) => each.document) });
 }
 
 export function startContinue() {
