@@ -21,11 +21,20 @@ from privacy.fixedpoint import from_ring
 from simulation.attacks.federation import Federation, Training, document
 from simulation.attacks.inversion import masked_vector
 from simulation.attacks.outcome import Attack, allowed_guess, share
-from simulation.attacks.tiny import tiny_model
+from simulation.attacks.tiny import Maker, tiny_model
 from simulation.mechanism.people import Vector
 
 Scrub = Callable[[Sequence[str]], list[str]]
 MIN_WORDS = 2  # a word that fewer people use says nothing of others
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of each person's text is in the update: so many documents of so many characters, on cores of `rank`."""
+
+    rank: int = 16
+    documents: int = 12
+    characters: int = 120
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,9 @@ def read_traits(people: Path, profiles: Path, trait: str, most: int = 128) -> Tr
     return Traits(chosen, holds, f"{trait} {'above' if numbers else 'is'} {middle}")
 
 
-def attack_traits(folder: Path, root: bytes, traits: Traits, scrub: Scrub) -> list[Attack]:
+def attack_traits(
+    folder: Path, root: bytes, traits: Traits, scrub: Scrub, size: Size = Size(), make: Maker = tiny_model
+) -> list[Attack]:
     """Return both attacks. Scrubbing has no epsilon: its attack states what it is worth and cannot be violated."""
     count, chance = len(traits.holds), max(float(traits.holds.mean()), 1 - float(traits.holds.mean()))
     raw = [" ".join(own) for own in traits.texts.values()]
@@ -72,7 +83,7 @@ def attack_traits(folder: Path, root: bytes, traits: Traits, scrub: Scrub) -> li
         1.0,
         "nothing bounds this: text stays on its device, and no ε covers it",
     )
-    bare, masked, mu = _updates(folder, root, traits)
+    bare, masked, mu = _updates(folder, root, traits, size, make)
     allowed = allowed_guess(2 * mu, chance)
     updates = Attack(
         "trait-update",
@@ -86,11 +97,11 @@ def attack_traits(folder: Path, root: bytes, traits: Traits, scrub: Scrub) -> li
     return [words, updates]
 
 
-def _updates(folder: Path, root: bytes, traits: Traits) -> tuple[Vector, Vector, float]:
+def _updates(folder: Path, root: bytes, traits: Traits, size: Size, make: Maker) -> tuple[Vector, Vector, float]:
     """Return what a server holds of everybody, bare and masked, float64 [people, dim], and mu of the masked round."""
-    model = tiny_model(folder / "model", 16)
+    model = make(folder / "model", size.rank)
     assert model.layout is not None
-    texts = {user: [" ".join(own)[:400]] for user, own in traits.texts.items()}
+    texts = {user: _cut(" ".join(own), size) for user, own in traits.texts.items()}
     training = Training(rounds=1, steps=1, noise_multiplier=Fraction(4))
     federation = Federation(folder / "federation", model, texts, root, training)
     cores = model.layout.unflatten(np.zeros(model.layout.dim))
@@ -103,6 +114,12 @@ def _updates(folder: Path, root: bytes, traits: Traits) -> tuple[Vector, Vector,
         return bare.astype(np.float64), masked, federation.mu()
     finally:
         federation.close()
+
+
+def _cut(text: str, size: Size) -> list[str]:
+    """Return the text's first documents."""
+    last = min(len(text), size.characters * size.documents)
+    return [text[at : at + size.characters] for at in range(0, last, size.characters)]
 
 
 def by_words(texts: Sequence[str], holds: NDArray[np.bool_]) -> NDArray[np.bool_]:

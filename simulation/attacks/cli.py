@@ -113,17 +113,17 @@ def run(
             ),
         ],
         Family.PERSONA: lambda: [persona.attack_persona(folder, root, rng, persona.Size())],
-        Family.TRAIT: lambda: _traits(folder, root, files),
+        Family.TRAIT: lambda: _traits(folder, root, files, subject),
         Family.FACTS: lambda: _facts(folder, root, rng, files, subject),
     }
     return made[family]()
 
 
-def _traits(folder: Path, root: bytes, files: Files) -> list[Attack]:
+def _traits(folder: Path, root: bytes, files: Files, subject: Subject) -> list[Attack]:
     if files.people is None or files.profiles is None:
         raise ConfigError("the attacks on traits need --people and --profiles")
     given = attributes.read_traits(files.people, files.profiles, files.trait)
-    return attributes.attack_traits(folder, root, given, attributes.scrubbed)
+    return attributes.attack_traits(folder, root, given, attributes.scrubbed, subject.trait, subject.make)
 
 
 def _facts(folder: Path, root: bytes, rng: np.random.Generator, files: Files, subject: Subject) -> list[Attack]:

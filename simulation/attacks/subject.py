@@ -8,6 +8,7 @@ from typing import Final
 
 from client.base_model import base_model_path
 from client.model import LanguageModel
+from simulation.attacks.attributes import Size as TraitSize
 from simulation.attacks.federation import Training
 from simulation.attacks.inversion import Size as UpdateSize
 from simulation.attacks.release import Size as ReleaseSize
@@ -25,9 +26,10 @@ class Subject:
     release: ReleaseSize
     inversion: UpdateSize
     matching: UpdateSize | None
+    trait: TraitSize
 
 
-RANDOM_WEIGHTS: Final = Subject(tiny_model, ReleaseSize(), UpdateSize(), UpdateSize(people=8, rank=8))
+RANDOM_WEIGHTS: Final = Subject(tiny_model, ReleaseSize(), UpdateSize(), UpdateSize(people=8, rank=8), TraitSize())
 
 
 def subject_of(name: str) -> Subject:
@@ -48,4 +50,5 @@ def subject_of(name: str) -> Subject:
         ReleaseSize(people=8, others=24, candidates=40, rank=default.rank, training=training),
         UpdateSize(people=4, rank=default.rank, tokens=default.rank - 1),
         None,
+        TraitSize(rank=default.rank, documents=6, characters=400),
     )
