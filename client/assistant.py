@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from client.adopt import put_serving
+from client.adopt import put_serving, serving
 from client.attributes import generalised
 from client.base_model import DEFAULT_MODEL, base_model_path
+from client.crossfit import Folds, cross_fitted
 from client.encoder import MINILM, Encoder, open_encoder
 from client.generate import reply
 from client.library import Passage
+from client.limits import kept_limits
 from client.model import GLOBAL, OWN, LanguageModel
-from client.personal import active
-from client.personalize import ARMS, Arm, Choice, arms_for, choose, score_arms
+from client.personal import LEAST_DOCUMENTS, LORA, PROMPT, active
+from client.personalize import (
+    ARMS,
+    CANDIDATES,
+    Arm,
+    Choice,
+    arms_for,
+    choose,
+    score_arms,
+    score_steering,
+    scored_rows,
+    shown,
+    with_steering,
+)
 from client.prompt import CHAT, CONTEXTUAL, PLAIN, About, context, templates
+from client.refine import kept_advice, refine
+from client.releases import kept, put_under
 from client.retrieve import METHODS, PersonalIndex
+from client.steering import checked_strength, steered_reply
 from client.topics import about_of
 from client.vault import Vault
 from client.wall import harmless_reply
@@ -56,7 +74,8 @@ class Assistant:
         """Return what the vault and the passages of an index say of the person."""
         rows = self.vault.select("SELECT name, value FROM attribute")
         common = self.encoder.common_words(COMMON_WORDS) if self.encoder is not None else ()
-        return about_of(index.passages, generalised(dict(rows), datetime.now(UTC).date()), common)
+        found = about_of(index.passages, generalised(dict(rows), datetime.now(UTC).date()), common)
+        return dataclasses.replace(found, advice=kept_advice(self.vault))
 
     def personalize(self, report: Callable[[str], None] = lambda _step: None) -> Choice:
         """Score what could serve this person on the held-back slice, keep the choice in the vault and return it."""
@@ -64,48 +83,90 @@ class Assistant:
         own = active(self.vault)
         put_serving(self.vault, self.model)
         about = self.about(searched)
+        searched.topics = about.topics
         count = len({passage.document for passage in searched.passages if passage.own})
+        if refined := refine(self.vault, self.model, searched, about):
+            about = dataclasses.replace(about, advice=refined.advice)
+        folds = self._folds(own[1] if own is not None else LORA, report)
+        if folds is None:
+            put_serving(self.vault, self.model)
         arms = arms_for(count, own is not None, about)
-        made = choose(*score_arms(self.vault, self.model, searched, arms, about, report))
+        made = choose(*score_arms(self.vault, self.model, searched, arms, about, report, folds))
+        arm = next(arm for arm in arms if arm.name == made.arm)
+        if arm.methods:
+            report("the weight of memories")
+            made = with_steering(made, score_steering(self.vault, self.model, searched, arm, about, folds))
+        put_serving(self.vault, self.model)
         self.vault.set_setting(CHOICE_SETTING, json.dumps(made.to_json()))
         return made
 
+    def _folds(self, kind: str, report: Callable[[str], None]) -> Folds | None:
+        """Return own adapters that never saw what they are scored on, where too little text is held back."""
+        held, more = scored_rows(self.vault, self.model)
+        if not more or len(held) + len(more) < LEAST_DOCUMENTS:
+            return None
+        report("adapters of halves of your texts")
+        put_under(self.model, kept(self.vault, serving(self.vault)))
+        limits = kept_limits(self.vault)
+        rows = [(row.kept.number, row.kept.as_document()) for row in more]
+        return cross_fitted(self.model, kind, rows, limits.seconds, limits.document_tokens)
+
     def chosen(self) -> Arm:
         """Return the arm that was chosen last; before any choice, or without its adapter, retrieval alone."""
-        kept = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
+        last = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
         by_name = {arm.name: arm for arm in ARMS}
-        arm = by_name.get(kept.get("arm", ""), by_name["hybrid"])
+        arm = by_name.get(last.get("arm", ""), by_name["hybrid"])
         return by_name["hybrid"] if arm.own and active(self.vault) is None else arm
 
+    def steer(self) -> float:
+        """Return how much memories weigh by the last choice, 0 for as they are."""
+        last = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
+        return float(last.get("steer", 0.0))
+
     def ask(
-        self, question: str, most_tokens: int = 128, kind: str = "", wall: bool = True, pseudonyms: bool = False
+        self,
+        question: str,
+        most_tokens: int = 128,
+        kind: str = "",
+        wall: bool = True,
+        steer: float | None = None,
+        pseudonyms: bool = False,
     ) -> Told:
         """Return the reply to a question; `wall` False shows imported text as it is, for measuring alone.
 
-        With `pseudonyms` the model sees placeholders in the place of names, numbers and addresses, the same for the
-        same name; in the reply they are put back.
-
-        Memories are shown whatever arm serves the person's writing: a question is not a text of their own.
+        Memories are shown whatever arm serves the person's writing: a question is not a text of their own. `steer` is
+        how much they weigh, by default what was chosen. With `pseudonyms` the model writes from placeholders in the
+        place of names, numbers and addresses, the same for the same name; in the reply they are put back. Raises
+        ConfigError beyond the dial's ends.
         """
+        strength = checked_strength(self.steer() if steer is None else steer)
         arm = self.chosen()
+        about = self.about(self.index)
+        self.index.topics = about.topics
         own = active(self.vault) if arm.own else None
+        if own is not None and own[1] == PROMPT:  # it stands before the upper layers, which a reply does not cut off
+            own = None
         put_serving(self.vault, self.model)
-        self.model.activate(*((GLOBAL, OWN) if own is not None else (GLOBAL,)))
         kind = kind or (arm.prompt if arm.prompt != PLAIN else CONTEXTUAL)
-        hits = [] if kind == PLAIN else self.index.search(question, PASSAGES, arm.methods or METHODS)
-        found = [hit.passage for hit in hits]
-        system = context(kind, CHAT, found, self.about(self.index), CONTEXT_TOKENS, self.count, wall)
-        system, asked = system or templates()[CHAT][PLAIN], question
+        hits = [] if kind == PLAIN else self.index.search(question, CANDIDATES, arm.methods or METHODS, build=arm.build)
+        found = shown(self.model, question, [hit.passage for hit in hits], arm, PASSAGES)
+        self.model.activate(*((GLOBAL, OWN) if own is not None else (GLOBAL,)))
+        system = context(kind, CHAT, found, about, CONTEXT_TOKENS, self.count, wall)
+        plain, asked = templates()[CHAT][PLAIN], question
         back: Callable[[str], str] = str
         if pseudonyms:
             from client.pseudonym import VaultScrubber  # spaCy loads here
 
             scrubber = VaultScrubber(self.vault)
             (system, asked), back = scrubber.hidden([system, question]), scrubber.back
-        made = reply(self.model, system, asked, most_tokens)
+        if strength and system:
+            made = steered_reply(self.model, system, plain, asked, strength, most_tokens)
+        else:
+            made = reply(self.model, system or plain, asked, most_tokens)
         told = back(made.text)
         text = harmless_reply(told, question) if wall else told
         used = f"Used {len(found)} passages of yours" if found else "Nothing of yours matched: the base model alone"
+        used += f", weighed {strength:+g}" if strength and system else ""
         used += ", with your own adapter." if own is not None else "."
         return Told(text, used, tuple(found), made.prompt_tokens, made.tokens)
 

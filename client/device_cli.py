@@ -92,17 +92,22 @@ def ask(
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "",
     most_tokens: Annotated[int, typer.Option(help="The longest reply.", min=1, max=2048)] = 128,
     pseudonyms: Annotated[bool, typer.Option("--pseudonyms", help="The model sees no names; the reply does.")] = False,
+    steer: Annotated[
+        float | None, typer.Option(help="How much your texts weigh: -1 not at all, 0 as they are, 1 twice.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the model that knows your text. Nothing leaves this device."""
     with Console(stderr=True).status("thinking", spinner="dots"):
-        wish = {"do": "ask", "question": question, "most_tokens": most_tokens, "pseudonyms": pseudonyms}
+        wish: dict[str, Any] = {"do": "ask", "question": question, "most_tokens": most_tokens, "steer": steer}
+        wish["pseudonyms"] = pseudonyms
         told = None if model else asked_of_agent(home_folder(), wish)
         if told is None:
             from client.assistant import open_assistant
 
             with open_vault() as vault:
-                told = open_assistant(vault, model).ask(question, most_tokens, pseudonyms=pseudonyms).to_json()
+                assistant = open_assistant(vault, model)
+                told = assistant.ask(question, most_tokens, steer=steer, pseudonyms=pseudonyms).to_json()
     shown = [f"  [{n}] document {s['document']}, {s['title']}" for n, s in enumerate(told["sources"], 1)]
     say(told, "\n".join([told["reply"], "", told["used"], *shown]), as_json)
 

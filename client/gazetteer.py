@@ -26,7 +26,7 @@ _PARTICLES = r"(?:(?:van|von|der|den|de|da|di|dos|ten|ter|la|le|bin|al|el)[ ]){0
 _RUN = re.compile(
     rf"(?<![\w@#./-])(?:[A-Z]\.|{_CAPITAL})(?:[ ]{_PARTICLES}(?:[A-Z]\.?(?!\w)|{_CAPITAL})){{0,4}}(?![\w@]|\.\w)"
 )
-_LOWER_PAIR = re.compile(r"(?<![\w@#./-])([a-zß-öø-ÿ]{3,})[ ]([a-zß-öø-ÿ]{4,})(?![\w@]|\.\w)")
+_LOWER_PAIR = re.compile(r"(?<![\w@#./-])([a-zß-öø-ÿ]{3,})(?=[ ]([a-zß-öø-ÿ]{4,})(?![\w@]|\.\w))")
 _LOWER = re.compile(r"(?<![\w@#./-])[a-zß-öø-ÿ]{4,}(?![\w@]|\.\w)")
 _PIECE = re.compile(rf"{_WORD}|[A-Z]\.?")
 _DAYS = """monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
@@ -62,7 +62,7 @@ class Gazetteer:
         for match in _LOWER_PAIR.finditer(text):
             first, last = match.groups()
             if self._is_given(first) and first not in self.nouns and self._is_surname(last) and last not in self.nouns:
-                yield match.span()
+                yield match.start(1), match.end(2)
         if text.islower():
             for match in _LOWER.finditer(text):
                 if self._is_given(match.group()) and match.group() not in self.nouns:

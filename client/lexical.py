@@ -37,6 +37,7 @@ class Lexicon:
         self._lengths: list[int] = []
         self._arrays: dict[str, tuple[NDArray[np.int64], Scores]] = {}
         self._norms: Scores | None = None
+        self._damping: Scores | None = None
         self.live = 0
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class Lexicon:
         self._terms.append(tuple(counts))
         self._lengths.append(sum(counts.values()))
         self.live += 1
-        self._norms = None
+        self._norms = self._damping = None
         return row
 
     def drop(self, row: int) -> None:
@@ -65,11 +66,15 @@ class Lexicon:
             self._arrays.pop(term, None)
         self._terms[row], self._lengths[row] = (), 0
         self.live -= 1
-        self._norms = None
+        self._norms = self._damping = None
 
     def document_frequency(self, term: str) -> int:
         """Return in how many passages a term stands."""
         return len(self._rows.get(term, ()))
+
+    def rows(self, term: str) -> tuple[int, ...]:
+        """Return the rows that hold a term."""
+        return tuple(self._rows.get(term, ()))
 
     def terms(self, row: int) -> tuple[str, ...]:
         """Return the different terms of a passage."""
@@ -77,15 +82,13 @@ class Lexicon:
 
     def bm25(self, query: str) -> Scores:
         """Return the BM25 score of every row, float64 [rows]; 0 where no word of the query stands."""
-        scores = np.zeros(len(self))
-        lengths = np.asarray(self._lengths, dtype=np.float64)
-        average = max(1.0, lengths.sum() / max(1, self.live))
+        scores, damping = np.zeros(len(self)), self._damping_of_rows()
         for term, weight in Counter(words(query)).items():
             if term in self._rows:
                 rows, times = self._postings(term)
                 found = len(rows)
                 idf = math.log1p((self.live - found + 0.5) / (found + 0.5))
-                scores[rows] += weight * idf * times * (K1 + 1) / (times + K1 * (1 - B + B * lengths[rows] / average))
+                scores[rows] += weight * idf * times * (K1 + 1) / (times + damping[rows])
         return scores
 
     def tfidf(self, query: str) -> Scores:
@@ -108,6 +111,14 @@ class Lexicon:
         if term not in self._arrays:
             self._arrays[term] = np.asarray(self._rows[term]), np.asarray(self._times[term], dtype=np.float64)
         return self._arrays[term]
+
+    def _damping_of_rows(self) -> Scores:
+        """Return k1 (1 - b + b |d| / avg) of every row."""
+        if self._damping is None:
+            lengths = np.asarray(self._lengths, dtype=np.float64)
+            average = max(1.0, lengths.sum() / max(1, self.live))
+            self._damping = K1 * (1 - B + B * lengths / average)
+        return self._damping
 
     def _norm_of_rows(self) -> Scores:
         if self._norms is None:

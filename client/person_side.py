@@ -29,11 +29,14 @@ class PersonSide:
             raise ConfigError(f"a question is a text of at most {MOST_CHARACTERS} characters")
         if type(most) is not int or not 1 <= most <= MOST_TOKENS:
             raise ConfigError(f"most_tokens is a number from 1 to {MOST_TOKENS}")
+        steer = request.get("steer")
+        if steer is not None and type(steer) not in (int, float):
+            raise ConfigError("steer is a number")
         with self._lock:
             assistant = self._opened()
             assistant.index.refresh()  # what was added or forgotten by another program since
             pseudonyms = request.get("pseudonyms") is True
-            return assistant.ask(question, most, pseudonyms=pseudonyms).to_json()
+            return assistant.ask(question, most, steer=steer, pseudonyms=pseudonyms).to_json()
 
     def forgot(self) -> None:
         """Drop the index and the adapter in memory; the next question builds both from what the vault still holds."""

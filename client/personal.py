@@ -28,17 +28,19 @@ from client.library import Kept, documents
 from client.limits import Limits, forget_peak_memory, peak_memory_mb
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import RecordPrivacy, load_own
-from client.own_training import Checkpoint, OwnTraining, train_own
+from client.own_training import OWN_MODULES, Checkpoint, OwnTraining, train_own
 from client.vault import Vault
 from privacy.errors import ConfigError, TrainingPaused
 
 LORA, IA3, PROMPT = "lora", "ia3", "prompt"
 KINDS = (LORA, IA3, PROMPT)
-LEAST_DOCUMENTS = 4
+LEAST_DOCUMENTS, LEAST_TRAINED = 4, 3  # to choose by, to learn from: of four texts one may be held back
 PROMPT_VECTORS = 16
-LEARNING_RATE = {LORA: 2e-3, IA3: 2e-2, PROMPT: 2e-2}
-EPOCHS = 4
-RECORD_RATE, RECORD_EPOCHS, RECORD_STEPS = 1e-3, 2, 50
+LEARNING_RATE = {LORA: 3e-3, IA3: 2e-2, PROMPT: 2e-2}
+EPOCHS = {LORA: 2, IA3: 4, PROMPT: 4}
+RANK = 16
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RECORD_RATE, RECORD_EPOCHS, RECORD_STEPS, RECORD_RANK = 1e-3, 2, 50, 8  # more numbers, more noise
 IA3_MODULES = ("k_proj", "v_proj", "down_proj")
 KEPT_EVERY_S = 15.0
 UNFINISHED = "unfinished"
@@ -195,8 +197,8 @@ def _begun(
                 settings = settings_of(kind, record_epsilon, limits.seconds)
                 return _Work(number, release, rows, settings, start, before, began)
     rows = training_slice(vault, model, limits, everything=record_epsilon is not None)
-    if len(rows) < LEAST_DOCUMENTS:
-        raise ConfigError(f"an own adapter needs {LEAST_DOCUMENTS} documents of yours; there are {len(rows)}")
+    if len(rows) < LEAST_TRAINED:
+        raise ConfigError(f"an own adapter needs {LEAST_TRAINED} documents of yours; there are {len(rows)}")
     with vault.change() as change:
         change.execute("DELETE FROM adapter WHERE json_extract(facts, '$.unfinished')")
         number = change.execute(
@@ -260,7 +262,13 @@ def _still_here(rows: Any, numbers: Sequence[int]) -> None:
 def settings_of(kind: str, record_epsilon: float | None = None, seconds: float = 180.0) -> OwnTraining:
     """Return the training settings of a kind of own adapter; one document at a time goes through the model."""
     made = OwnTraining(
-        epochs=EPOCHS, learning_rate=LEARNING_RATE[kind], batch_documents=2, seconds=max(1.0, seconds), batch_tokens=1
+        rank=RANK,
+        epochs=EPOCHS[kind],
+        learning_rate=LEARNING_RATE[kind],
+        batch_documents=1,
+        modules=MODULES,
+        seconds=max(1.0, seconds),
+        batch_tokens=1,
     )
     if record_epsilon is not None:
         made = dataclasses.replace(
@@ -268,6 +276,8 @@ def settings_of(kind: str, record_epsilon: float | None = None, seconds: float =
             epochs=RECORD_EPOCHS,
             learning_rate=RECORD_RATE if kind == LORA else made.learning_rate,
             batch_documents=4,
+            rank=RECORD_RANK,
+            modules=OWN_MODULES,
             record_epsilon=record_epsilon,
             most_steps=RECORD_STEPS,
         )

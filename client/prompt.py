@@ -1,4 +1,4 @@
-"""Prompts from what the vault holds: plain, contextual, persona, profile or refined, fitted by tokens.
+"""Prompts from what the vault holds: plain, contextual, persona, profile, summary or refined, fitted by tokens.
 
     context = template(kind){memories: best passages, oldest first; persona: attributes; profile: topics; advice}
 
@@ -21,7 +21,8 @@ from client.library import Passage
 from client.wall import as_data
 
 PLAIN, CONTEXTUAL, PERSONA, PROFILE, REFINED = "plain", "contextual", "persona", "profile", "refined"
-KINDS = (PLAIN, CONTEXTUAL, PERSONA, PROFILE, REFINED)
+SUMMARY = "summary"  # the profile over sentences in place of passages, see `client.extract`
+KINDS = (PLAIN, CONTEXTUAL, PERSONA, PROFILE, SUMMARY, REFINED)
 CHAT, CONTINUE = "chat", "continue"
 Count = Callable[[str], int]  # tokens of a text
 
@@ -57,7 +58,7 @@ def context(
     parts = {"rules": words[CHAT]["rules"], "memories": "", "persona": "", "profile": "", "advice": about.advice}
     if kind == PERSONA:
         parts["persona"] = _about_line(about)
-    if kind == PROFILE:
+    if kind in (PROFILE, SUMMARY):
         parts["profile"] = _profile(about, found)
     if kind == PLAIN:
         found = ()

@@ -30,10 +30,11 @@ METHODS = (BM25, TFIDF, DENSE, RECENCY)
 WEIGHTS = {BM25: 1.0, TFIDF: 0.5, DENSE: 1.0, RECENCY: 0.25}
 RRF_K, DEPTH = 60, 50
 KEYWORDS, EXPANSION, FEEDBACK = 12, 6, 3
-IDENTITY, BY_KEYWORDS, EXPANDED = "identity", "keywords", "expanded"
-QUERIES = (IDENTITY, BY_KEYWORDS, EXPANDED)
+IDENTITY, BY_KEYWORDS, EXPANDED, BY_PROFILE = "identity", "keywords", "expanded", "profile"
+QUERIES = (IDENTITY, BY_KEYWORDS, EXPANDED, BY_PROFILE)
 NO_TIME = -np.inf
 ENCODE_AT_ONCE = 64
+DENSE_WORDS = 48  # of a query, its last ones: what a long question comes to stands at its end, and each word costs time
 _ALLOWED = "SELECT d.id, d.sha256 FROM document d JOIN consent c ON c.source = d.source AND c.purpose = ? AND c.granted"
 
 
@@ -131,6 +132,7 @@ class PersonalIndex:
         self._known: dict[int, bytes] = {}  # number -> hash of its words: a changed document keeps its number
         self._last = 0
         self._ratings: tuple[Passage, ...] = ()
+        self.topics: tuple[str, ...] = ()  # what the person writes about, for queries by profile
         self.refresh()
 
     def __len__(self) -> int:
@@ -177,7 +179,7 @@ class PersonalIndex:
         query = self.query(query, build)
         vector = None
         if self._encoder is not None and DENSE in methods and words(query):
-            vector = self._encoder.encode([query])[0]
+            vector = self._encoder.encode([" ".join(query.split()[-DENSE_WORDS:])])[0]
         found: list[Hit] = []
         shelves = [shelf for kind, shelf in self._shelves.items() if types is None or kind in types]
         ranked = [shelf.ranked(query, vector, methods) for shelf in shelves]
@@ -190,10 +192,14 @@ class PersonalIndex:
     def query(self, text: str, build: str) -> str:
         """Return the query made of `text`: as it is, its rarest known words, or with words of what it finds.
 
-        Expansion is pseudo-relevance feedback: the rare words of the best passages stand behind the question's own.
+        Expansion is pseudo-relevance feedback: the rare words of the best passages stand behind the question's own. By
+        the profile, those of the person's topics stand there that share a passage with a word of the question.
         """
         if build == IDENTITY:
             return text
+        if build == BY_PROFILE:
+            near = self._beside(set(words(text)))
+            return " ".join([text, *[topic for topic in self.topics if topic in near][:EXPANSION]])
         rare = sorted(set(words(text)), key=self._frequency)
         known = [word for word in rare if self._frequency(word)][:KEYWORDS]
         if build == BY_KEYWORDS:
@@ -204,6 +210,15 @@ class PersonalIndex:
                 found[word] = found.get(word, 0) + 1
         more = sorted(found, key=lambda word: (-found[word], self._frequency(word), word))[:EXPANSION]
         return " ".join([text, *more])
+
+    def _beside(self, asked: set[str]) -> set[str]:
+        """Return the words of all passages that hold a word of the query."""
+        return {
+            term
+            for shelf in self._shelves.values()
+            for row in {row for word in asked for row in shelf.lexicon.rows(word)}
+            for term in shelf.lexicon.terms(row)
+        } - asked
 
     def _frequency(self, word: str) -> int:
         return sum(shelf.lexicon.document_frequency(word) for shelf in self._shelves.values())

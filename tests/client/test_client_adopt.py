@@ -1,4 +1,4 @@
-"""A release that comes: only a signed one, and the best way serves; what leaves was trained in private and is counted."""
+"""A release that comes: only a signed one, and the best serves; what leaves was trained in private and is counted."""
 
 from __future__ import annotations
 

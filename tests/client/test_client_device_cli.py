@@ -27,7 +27,7 @@ def run(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def call(*arguments: str) -> Any:
         words = list(arguments)
-        if words[0] in ("ask", "train"):
+        if words[0] in ("ask", "train", "adopt", "export"):
             words += ["--model", str(tiny_model_dir)]
         result: Result = CliRunner().invoke(confide.confide, ["device", *words, "--json"])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -76,6 +76,12 @@ def test_an_own_adapter_is_trained_measured_and_used(run: Run, notes: Path) -> N
     assert choice["words"].startswith("Uses ") and run("status")["adapters"] == 1
     told = run("ask", "Which boat?", "--most-tokens", "2")
     assert ("your own adapter" in told["used"]) == choice["arm"].startswith("own")
+    assert "weighed -1" in run("ask", "Which boat?", "--most-tokens", "2", "--steer", "-1")["used"]
+    refused = run("export", str(notes.parent / "out"))
+    assert "stays here" in refused[0] and not (notes.parent / "out").exists()
+    left = run("export", str(notes.parent / "out"), "--record-epsilon", "8")
+    assert 0 < left["epsilon"] <= 8 and (notes.parent / "out" / "adapter_model.safetensors").is_file()
+    assert run("ask", "Which boat?", "--most-tokens", "2")["used"] == told["used"], "the one without noise serves on"
 
 
 def test_mistakes_end_in_one_line(run: Run, tmp_path: Path) -> None:
@@ -85,5 +91,19 @@ def test_mistakes_end_in_one_line(run: Run, tmp_path: Path) -> None:
     assert "say what" in run("forget")[0] and "say what" in run("forget", "--all", "--document", "1")[0]
     assert run("forget", "--document", "7")[0] == "the vault has no document 7"
     assert "no such file" in run("add", str(tmp_path / "nowhere"))[0]
-    assert "needs 4 documents" in run("train")[0]
+    assert "needs 3 documents" in run("train")[0]
     assert "no own adapter of kind full" in run("train", "--kind", "full")[0]
+    assert "more than 128 MB" in run("train", "--memory-mb", "7")[0]
+    assert "raise --memory-mb" in with_notes(run, tmp_path, "--memory-mb", "200", "--hours", "0", "24")
+    assert "from -1 (none) to 3" in run("ask", "x", "--steer", "9")[0]
+    assert "no own adapter to export" in run("export", str(tmp_path / "out"))[0]
+    assert "no release here" in run("adopt", str(tmp_path))[0]
+
+
+def with_notes(run: Run, tmp_path: Path, *words: str) -> str:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for i in range(8):
+        (folder / f"{i}.txt").write_text(f"Note {i}: the boat number {i % 7} needs paint before the summer.")
+    run("add", str(folder))
+    return str(run("train", *words)[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import struct
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from client import vault_key
 from client.encoder import HashedEncoder
 from client.forget import RETRAIN, Certificate, Wanted, forget
-from client.importers import add
+from client.importers import OWN, add
+from client.learner import TextLearner
+from client.library import documents
+from client.model import LanguageModel
 from client.retrieve import PersonalIndex
+from client.train import CoreTraining
 from client.vault import BESIDE, FILE, Vault
 from client.vault_key import Opener, open_key
 from privacy.errors import ConfigError, VaultError
@@ -190,3 +196,26 @@ def test_nothing_personal_is_kept_that_no_document_owns() -> None:
         name, body = block.split(" ", 1)
         tied = "ON DELETE CASCADE" in body.split(");")[0] or name in ("document", "pseudonym", "adapter", "chat")
         assert tied or name in own, name
+
+
+def test_token_ids_and_activations_lie_in_memory_alone_and_go_from_there(
+    vault: Vault, new_model: Callable[..., LanguageModel]
+) -> None:
+    learner = TextLearner(new_model(), CoreTraining(), 64)
+    learner.add("me", [kept.as_document() for kept in documents(vault, OWN)])
+    cached = [learner._prefix("me", encoded) for encoded in learner._encoded["me"]]
+    assert len(cached) == 2
+    gone = number_of(vault, "gone.txt")
+    [lost] = [each for each in cached if each.encoded.document == f"v{gone}"]
+    ids, hidden = lost.encoded.ids[:16], lost.hidden[0].float()
+    forms = [ids.numpy().tobytes(), ids.int().numpy().tobytes(), str(ids.tolist())[1:-1].encode()]
+    forms += [hidden.numpy().tobytes()[:64], lost.hidden[0].half().numpy().tobytes()[:64]]
+    assert found(vault.folder, *forms) == [0] * len(forms), "they are never written"
+    alive = [weakref.ref(lost.hidden), weakref.ref(lost.encoded.ids)]
+    del cached, lost, ids, hidden
+
+    forget(vault, Wanted(documents=(gone,)))
+    learner.add("me", [kept.as_document() for kept in documents(vault, OWN)])
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None] and len(learner._encoded["me"]) == 1
+    assert found(vault.folder, *forms) == [0] * len(forms)

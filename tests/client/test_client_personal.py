@@ -128,7 +128,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(vault: Vault, new_model: 
     for kind, epsilon, limits, told in (
         ("full", None, Limits(), "no own adapter of kind full"),
         ("ia3", 8.0, Limits(), "no per-document gradients"),
-        ("lora", None, Limits(documents=3), "needs 4 documents of yours; there are 3"),
+        ("lora", None, Limits(documents=2), "needs 3 documents of yours; there are 2"),
         ("lora", None, Limits(first_hour=3, last_hour=3), "from 3 to 3"),
     ):
         with pytest.raises(ConfideError, match=told):
@@ -172,10 +172,12 @@ def test_the_question_is_never_scored() -> None:
 
 def test_the_ladder_grows_with_what_is_known() -> None:
     assert arms_for(0, True, NOBODY) == (BASELINE,)
-    assert {arm.name for arm in arms_for(1, True, NOBODY)} == {"global", "bm25", "dense", "hybrid"}
+    assert {arm.name for arm in arms_for(1, True, NOBODY)} == {
+        "global", "bm25", "dense", "hybrid", "topics", "rerank",
+    }  # fmt: skip
     assert "own" in {arm.name for arm in arms_for(9, True, NOBODY)}
     assert "own" not in {arm.name for arm in arms_for(9, False, NOBODY)}
-    assert arms_for(9, True, About({"role": "nurse"}, ("boats",))) == ARMS
+    assert arms_for(9, True, About({"role": "nurse"}, ("boats",), advice="By one writer:")) == ARMS
 
 
 def test_chance_is_not_chosen_and_a_real_gain_is() -> None:

@@ -39,7 +39,7 @@ from client.limits import Limits, peak_memory_mb
 from client.model import LanguageModel
 from client.vault import Vault
 from client.vault_key import Opener
-personal.KEPT_EVERY_S, personal.EPOCHS = 0.1, int(sys.argv[3])
+personal.KEPT_EVERY_S, personal.EPOCHS["lora"] = 0.1, int(sys.argv[3])
 epsilon = float(sys.argv[4]) or None
 if epsilon: personal.RECORD_EPOCHS = personal.RECORD_STEPS = int(sys.argv[3])
 with Vault.open(Path(sys.argv[1]), Opener(passphrase="x")) as vault:
@@ -91,7 +91,7 @@ def test_a_training_that_is_killed_goes_on_from_its_checkpoint(
     second = killed_after_a_checkpoint(vault, child(vault, tiny_model_dir, 100_000, epsilon), beyond=first)
     assert second > first, "the second went on where the first was"
     assert vault.one("SELECT count(*) FROM adapter") == 1
-    monkeypatch.setattr(personal, "EPOCHS", 1)  # what is left is none: the third only finishes
+    monkeypatch.setitem(personal.EPOCHS, "lora", 1)  # what is left is none: the third only finishes
     monkeypatch.setattr(personal, "RECORD_STEPS", second)
     monkeypatch.setattr(personal, "RECORD_EPOCHS", second)
     made = train(vault, new_model(dtype=torch.float32), "lora", epsilon or None)
