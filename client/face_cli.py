@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import sys
 import warnings
 import webbrowser
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +22,7 @@ PORT = 8917
 
 def serve(
     port: Annotated[int, typer.Option(help="The port on 127.0.0.1; 0: any free one.", min=0, max=65535)] = PORT,
+    idle_minutes: Annotated[int, typer.Option(help="End after so long without a request; 0: never.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Stay in memory and serve the page, the API and, where you joined one, the federation. Ctrl-C ends it."""
@@ -34,7 +38,7 @@ def serve(
     with open_vault() as vault:
         home = AgentHome(vault.folder, vault)
         with home.alone():
-            serve_home(home, port, listening)
+            serve_home(home, port, listening, idle_s=60.0 * idle_minutes)
 
 
 def open_page(
@@ -51,6 +55,23 @@ def open_page(
         raise ConfigError("nothing serves this device: start `confide device serve`") from None
     opened = not (show or as_json) and webbrowser.open(address)
     say(facts | {"opened": opened}, facts["url"] if opened else address, as_json)
+
+
+def autostart(
+    state: Annotated[str, typer.Argument(help="on or off.")],
+    as_json: AsJson = False,
+) -> None:
+    """Serve from the start of your session on, or no longer. The vault must open by your keyring."""
+    from client.autostart import switch
+    from client.vault_key import KEYRING, opens_by
+
+    if state not in ("on", "off"):
+        raise ConfigError("say on or off")
+    if state == "on" and opens_by(home_folder()) != KEYRING:
+        raise ConfigError("this vault opens by a passphrase, which nobody can type when a session starts")
+    command = shutil.which("confide") or str(Path(sys.argv[0]).resolve())
+    path = switch(state == "on", command, Path.home())
+    say({"autostart": state == "on", "file": str(path)}, f"{path}: {state}.", as_json)
 
 
 def token(
@@ -104,5 +125,6 @@ def mount(device: typer.Typer) -> None:
     """Put the commands of this module under `confide device`."""
     device.command()(serve)
     device.command("open")(open_page)
+    device.command()(autostart)
     device.command()(token)
     device.command()(prefer)

@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Face:
 
 
 @contextmanager
-def served(folder: Path, model: Path, notes: dict[str, str] = NOTES) -> Iterator[Face]:
+def served(folder: Path, model: Path, notes: dict[str, str] = NOTES, idle_s: float = 0.0) -> Iterator[Face]:
     """Yield a face over `notes`; the program ends as its owner ends it."""
     place = folder / "notes"
     place.mkdir(parents=True)
@@ -95,7 +95,7 @@ def served(folder: Path, model: Path, notes: dict[str, str] = NOTES) -> Iterator
 
     def run() -> None:
         try:
-            serve(home, 0, say, HashedEncoder(64))
+            serve(home, 0, say, HashedEncoder(64), idle_s)
         except BaseException as error:  # noqa: BLE001 - shown by the test that waits
             failed.append(error)
             listening.set()
@@ -107,7 +107,8 @@ def served(folder: Path, model: Path, notes: dict[str, str] = NOTES) -> Iterator
         try:
             yield Face(vault.folder, vault, facts["url"], facts["token"])
         finally:
-            ask(vault.folder, {"do": "end"})
+            with suppress(OSError):  # it may have ended by itself
+                ask(vault.folder, {"do": "end"})
             thread.join(30)
             vault.close()
     assert not thread.is_alive() and not failed, failed

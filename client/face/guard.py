@@ -9,6 +9,7 @@ A cookie would not do: cookies know hosts and no ports, so every other server on
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -46,6 +47,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, tokens: Tokens, port: int) -> None:
         self._app, self._tokens = app, tokens
+        self.running, self.last_s = 0, time.monotonic()
         self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
         self._origins = {f"http://{host}" for host in self._hosts}
 
@@ -67,6 +69,17 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, with_headers)
             return
+        self.running += 1
+        try:
+            await self._pass_on(scope, receive, with_headers)
+        finally:
+            self.running, self.last_s = self.running - 1, time.monotonic()
+
+    def idle_s(self) -> float:
+        """Return for how long nobody has asked anything that was let through."""
+        return 0.0 if self.running else time.monotonic() - self.last_s
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         read = 0
 
         async def bounded() -> Message:
@@ -77,7 +90,7 @@ class Guard:
                 raise TooLong
             return message
 
-        await self._app(scope, bounded, with_headers)
+        await self._app(scope, bounded, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)

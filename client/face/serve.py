@@ -10,7 +10,6 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
 
 from client.agent_home import AgentHome
 from client.encoder import MINILM, Encoder, open_encoder
@@ -28,9 +27,10 @@ from privacy.files import write_atomic
 LOOPBACK = "127.0.0.1"
 RUNNING = "face.json"
 PATIENCE_S = 3
+LOOK_S = 15.0  # between two looks at whether anybody asks
 
 
-def face_app(speaker: Speaker, resident: Resident, tokens: Tokens, work: Work, port: int) -> ASGIApp:
+def face_app(speaker: Speaker, resident: Resident, tokens: Tokens, work: Work, port: int) -> Guard:
     """Return the application behind its guard."""
     page = Page(speaker, work)
     api, vault = OpenAI(speaker, work), speaker.vault
@@ -51,10 +51,17 @@ def bound(port: int) -> socket.socket:
     return made
 
 
-def serve(home: AgentHome, port: int, say: Callable[[dict[str, Any]], None], encoder: Encoder | None = None) -> None:
+def serve(
+    home: AgentHome,
+    port: int,
+    say: Callable[[dict[str, Any]], None],
+    encoder: Encoder | None = None,
+    idle_s: float = 0.0,
+) -> None:
     """Serve until SIGTERM, Ctrl-C, or the owner says that it is over; `say` hears url and token once it listens.
 
-    Call with the folder's lock held: there is one agent a vault. Raises ConfideError.
+    After `idle_s` seconds without a request it ends by itself and gives its memory back; 0: never, nor where a
+    federation may ask. Call with the folder's lock held: there is one agent a vault. Raises ConfideError.
     """
     assert home.vault is not None
     listening = bound(port)
@@ -76,7 +83,9 @@ def serve(home: AgentHome, port: int, say: Callable[[dict[str, Any]], None], enc
             )  # fmt: skip
 
             def end_with_the_agent() -> None:
-                ended.wait()
+                while not ended.wait(min(LOOK_S, idle_s / 4) if idle_s and not home.joined else None):
+                    if app.idle_s() > idle_s:
+                        break
                 server.should_exit = True
 
             threading.Thread(target=end_with_the_agent, daemon=True).start()
