@@ -43,7 +43,7 @@ def init(as_json: AsJson = False) -> None:
 
 @device.command()
 def add(
-    place: Annotated[Path, typer.Argument(help="A folder of notes, a git repository, .mbox, .eml, .csv, .jsonl.")],
+    place: Annotated[Path, typer.Argument(help="A folder of notes, a git repository, mail, an exported chat, …")],
     me: Annotated[list[str] | None, typer.Option("--me", help="An address, name or user of yours there.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Take back what you had forgotten one by one.")] = False,
     as_json: AsJson = False,
