@@ -109,8 +109,12 @@ class Speaker:
         ids = self._ids("\n\n".join(filter(None, (before, text))))[-self._longest() :]
         return Prompt(ids, text, voice, voice == PERSONAL and self._has_own(), tuple(found))
 
-    def prompt(self, turns: Sequence[Turn], voice: str = PERSONAL) -> Prompt:
+    def prompt(
+        self, turns: Sequence[Turn], voice: str = PERSONAL, passages: int = PASSAGES, budget: int = CONTEXT_TOKENS
+    ) -> Prompt:
         """Return the prompt of a conversation whose last turn is the person's; only `personal` is shown memories.
+
+        At most `passages` of them, in at most `budget` tokens: what is not read is not waited for.
 
         Where all of it is too long the oldest turns go first, in pairs. Raises ConfigError for what is no conversation.
         """
@@ -123,8 +127,8 @@ class Speaker:
         asked = "\n\n".join(text for who, text in turns if who == "system")
         system, found = asked or templates()[CHAT][PLAIN], []
         if voice == PERSONAL:
-            found = self.find(question)
-            memories = context(CONTEXTUAL, CHAT, found, self._about, CONTEXT_TOKENS, self._assistant.count)
+            found = self.find(question, passages)
+            memories = context(CONTEXTUAL, CHAT, found, self._about, budget, self._assistant.count)
             system = "\n\n".join(filter(None, (asked, memories))) or system
         spoken = [turn for turn in turns if turn[0] != "system"]
         ids = self._chat_ids(system, spoken)

@@ -26,6 +26,7 @@ from privacy.errors import ConfideError
 
 HERE = Path(__file__).parent
 FOUND = 8
+READ, READ_TOKENS = 3, 320  # what the model reads before it answers: its first word comes the sooner
 SCREENS = {
     "find": "Find",
     "continue": "Continue",
@@ -87,7 +88,8 @@ class Page:
         """Stream a reply to `question` made from the person's own text."""
         asked = await json_of(request)
         question, most = field(asked, "question", str), whole(asked, "most_tokens", 128, 1, MOST_TOKENS)
-        prompt = await self._work.vault(partial(self._speaker.prompt, [("user", question)]))
+        turns = [("user", question)]
+        prompt = await self._work.vault(partial(self._speaker.prompt, turns, passages=READ, budget=READ_TOKENS))
         return self._streamed(prompt, most)
 
     async def continued(self, request: Request) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from client.generate import chat_ids, reply
 from client.listener import ask
 from client.live_reply import LiveReply
 from client.model import LanguageModel
+from client.speaker import Speaker
 from client.wall import harmless_reply
 from tests.face_served import Face, served
 
@@ -235,3 +236,27 @@ def test_a_live_reply_of_plain_words_is_shown_word_by_word() -> None:
     live = LiveReply()
     shown = [live.add(piece) for piece in ("The fer", "ry lea", "ves at ", "ten.")]
     assert shown == ["The ", "ferry ", "leaves at ", ""] and live.end() == "ten."
+
+
+def test_no_text_of_a_person_reaches_a_log_or_an_error(
+    face: Face, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever breaks inside, with whatever words: the answer and the log hold the kind of error alone."""
+    planted = "the walnut chest has a false bottom"
+
+    def broken(*_given: object, **_named: object) -> Iterator[tuple[str, int]]:
+        raise ValueError(planted)
+
+    question = {"question": planted}
+    for name, path in (("find", "/page/find"), ("spoken", "/page/answer")):
+        with monkeypatch.context() as patched:
+            patched.setattr(Speaker, name, broken)
+            status, _, data = face.request("POST", path, question)
+        assert b"walnut" not in data and (status == 500 or b'"error"' in data), path
+    asked = {"model": "personal", "messages": [{"role": "user", "content": planted}], "stream": True, "max_tokens": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(Speaker, "spoken", broken)
+        data = face.request("POST", "/v1/chat/completions", asked)[2]
+    assert b"walnut" not in data and b'"error"' in data and data.endswith(b"data: [DONE]\n\n")
+    said = "".join(capfd.readouterr())
+    assert "walnut" not in caplog.text + said and "ValueError" in caplog.text
