@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.adopt import put_serving
+from client.adopt import put_serving, serving
 from client.assistant import CONTEXT_TOKENS, MODEL_SETTING, PASSAGES, Assistant
 from client.base_model import DEFAULT_MODEL
 from client.decode import LIKELIEST, Sampling, drawn, pieces
@@ -26,6 +26,7 @@ from client.encoder import Encoder
 from client.library import Passage
 from client.live_reply import LiveReply
 from client.model import GLOBAL, OWN, LanguageModel
+from client.own import own_tensors
 from client.personal import active
 from client.preferences import REPLY, SENTENCE, SEPARATOR, SUBJECT
 from client.prompt import CHAT, CONTEXTUAL, CONTINUE, PLAIN, context, templates
@@ -74,6 +75,7 @@ class Speaker:
         self._reading = threading.RLock()
         self._assistant = Assistant(vault, model, encoder)
         self._about = self._assistant.about(self._assistant.index)
+        self._placed: object = None
 
     @property
     def encoder(self) -> Encoder | None:
@@ -210,8 +212,21 @@ class Speaker:
         if prompt.voice == BASE:
             self.model.activate()
             return
-        put_serving(self.vault, self.model)
+        wanted = (serving(self.vault), active(self.vault))
+        if self._placed != (wanted, self._numbers()):
+            put_serving(self.vault, self.model)
+            self._placed = (wanted, self._numbers())
         self.model.activate(*((GLOBAL, OWN) if prompt.own else (GLOBAL,)))
+
+    def _numbers(self) -> tuple[tuple[int, int], ...]:
+        """Return which tensors the adapters are and how often each was written to: equal means that nobody did since.
+
+        Training, another person's question and a round of a federation all write to the one model.
+        """
+        parameters: list[torch.Tensor] = list(own_tensors(self.model).values())
+        if self.model.layout is not None:
+            parameters += [core.weight for core in self.model.cores().values()]
+        return tuple((id(p), p._version) for p in parameters)
 
     def _longest(self) -> int:
         """Return how many tokens of prompt leave room for a reply."""

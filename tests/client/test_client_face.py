@@ -13,15 +13,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 
+from client.adopt import put_serving
 from client.decode import Sampling, drawn, pieces
+from client.encoder import HashedEncoder
 from client.face.guard import MAX_BODY_BYTES
 from client.face.tokens import new_token
 from client.generate import chat_ids, reply
 from client.listener import ask
 from client.live_reply import LiveReply
 from client.model import LanguageModel
+from client.own import own_tensors, reset_own
 from client.speaker import Speaker
+from client.vault import Vault
 from client.wall import harmless_reply
 from tests.face_served import Face, served
 
@@ -260,3 +265,51 @@ def test_no_text_of_a_person_reaches_a_log_or_an_error(
     assert b"walnut" not in data and b'"error"' in data and data.endswith(b"data: [DONE]\n\n")
     said = "".join(capfd.readouterr())
     assert "walnut" not in caplog.text + said and "ValueError" in caplog.text
+
+
+def test_an_adapter_is_put_in_again_only_where_somebody_wrote_to_the_model(
+    face: Face, new_model: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies follow the vault's adapter and whatever else happens to the model, without reading it each time."""
+    assert callable(new_model)
+    model: LanguageModel = new_model()
+    model.add_own(4, ("q_proj",))
+    reset_own(model, torch.Generator().manual_seed(1))
+    facts = json.dumps({"rank": 4, "modules": ["q_proj"]})
+    with face.vault.change() as rows:
+        for active in (0, 1):
+            with torch.no_grad():
+                for tensor in own_tensors(model).values():
+                    tensor.add_(0.1)
+            blob = save({name: t.detach().clone() for name, t in own_tensors(model).items()})
+            rows.execute(
+                "INSERT INTO adapter (kind, release, made, active, facts, tensors) VALUES ('lora', ?, 0, ?, ?, ?)",
+                (f"base {model.name}", active, facts, blob),
+            )
+    wanted = {name: tensor.detach().clone() for name, tensor in own_tensors(model).items()}
+    puts: list[int] = []
+
+    def counted(vault: Vault, into: LanguageModel) -> None:
+        puts.append(1)
+        put_serving(vault, into)
+
+    monkeypatch.setattr("client.speaker.put_serving", counted)
+    other: LanguageModel = new_model()
+    speaker = Speaker(face.vault, other, threading.RLock(), HashedEncoder(64))
+    prompt = speaker.prompt([("user", "ferry")])
+
+    def speaks() -> bool:
+        list(speaker.spoken(prompt, 1))
+        return all(torch.equal(tensor, wanted[name]) for name, tensor in own_tensors(other).items())
+
+    assert speaks() and speaks() and len(puts) == 1
+    with torch.no_grad():
+        next(iter(own_tensors(other).values())).mul_(2)  # a training steps
+    assert speaks() and len(puts) == 2
+    other.drop_own()
+    assert speaks() and len(puts) == 3
+    with face.vault.change() as rows:
+        rows.execute("UPDATE adapter SET active = 1 - active")
+    assert not speaks() and len(puts) == 4, "another adapter serves now"
+    with face.vault.change() as rows:
+        rows.execute("DELETE FROM adapter")
