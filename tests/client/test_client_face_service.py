@@ -76,26 +76,27 @@ class Ran:
 
 def test_it_starts_with_the_session_on_linux(tmp_path: Path) -> None:
     ran = Ran()
-    path = switch(True, "/opt/confide", tmp_path, "linux", ran)
+    path = switch(True, "/somewhere/confide", tmp_path, "linux", ran)
     assert (
-        path == tmp_path / ".config/systemd/user" / UNIT and "ExecStart=/opt/confide device serve" in path.read_text()
+        path == tmp_path / ".config/systemd/user" / UNIT
+        and "ExecStart=/somewhere/confide device serve" in path.read_text()
     )
     assert ran.commands[1:] == ["systemctl --user daemon-reload", f"systemctl --user enable --now {UNIT}"]
-    switch(False, "/opt/confide", tmp_path, "linux", ran)
+    switch(False, "/somewhere/confide", tmp_path, "linux", ran)
     assert not path.exists() and ran.commands[-1] == f"systemctl --user disable --now {UNIT}"
     with pytest.raises(ConfigError, match="does not start"):
-        switch(False, "/opt/confide", tmp_path, "linux", ran)
+        switch(False, "/somewhere/confide", tmp_path, "linux", ran)
     with pytest.raises(ConfigError, match="by hand"):
-        switch(True, "/opt/confide", tmp_path, "linux", Ran(1))
+        switch(True, "/somewhere/confide", tmp_path, "linux", Ran(1))
 
 
 def test_it_starts_with_the_session_on_macos_and_nowhere_unknown(tmp_path: Path) -> None:
     ran = Ran()
-    path = switch(True, "/opt/confide", tmp_path, "darwin", ran)
-    assert plistlib.loads(path.read_bytes())["ProgramArguments"] == ["/opt/confide", "device", "serve"]
+    path = switch(True, "/somewhere/confide", tmp_path, "darwin", ran)
+    assert plistlib.loads(path.read_bytes())["ProgramArguments"] == ["/somewhere/confide", "device", "serve"]
     assert path.name == AGENT and ran.commands[-1].startswith("launchctl load -w ")
     with pytest.raises(ConfigError, match="no way"):
-        switch(True, "/opt/confide", tmp_path, "win32", ran)
+        switch(True, "/somewhere/confide", tmp_path, "win32", ran)
 
 
 def test_the_files_in_deploy_are_what_the_command_writes() -> None:
