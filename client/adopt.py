@@ -21,7 +21,7 @@ from client.personal import IA3, LEAST_DOCUMENTS, SERVING, Trained, active, put_
 from client.personalize import held_back_rows
 from client.releases import LATEST, kept, put_under, take_over
 from client.vault import Vault
-from privacy.errors import ConfideError
+from privacy.errors import ConfideError, ModelError
 
 FORMER = "former"
 
@@ -58,6 +58,8 @@ def adopt(vault: Vault, model: LanguageModel, folder: Path, signer: str = "") ->
     if now and now[1] != IA3:  # IA3 stands on no shared core
         ways.append(Way("new + own", release.sha256, now[0]))
     nats, documents, tokens = score_ways(vault, model, ways)
+    if nats[1] == float("inf"):
+        raise ModelError(f"release {release.sha256[:12]} does not fit the model here, {model.name}")
     best = ways[min(range(len(ways)), key=nats.__getitem__)] if documents >= LEAST_DOCUMENTS else ways[0]
     with vault.change() as rows:
         for name, value in ((LATEST, release.sha256), (SERVING, best.release), (RETRAIN, "1")):

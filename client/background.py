@@ -8,6 +8,7 @@ then goes on from the last checkpoint. A passphrase reaches the child by a pipe,
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,17 +16,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from client.vault import HOME_VARIABLE, Vault
 from client.vault_key import PASSPHRASE_VARIABLE, Opener, system_keyring
-from privacy.errors import ConfideError, ConfigError
+from privacy.errors import ConfideError, ConfigError, TrainingPaused
 
 LOCK = "training.lock"
 SETTING = "background"
 NICE = 10
-RUNNING, DONE, FAILED = "running", "done", "failed"
+RUNNING, PAUSED, DONE, FAILED = "running", "paused", "done", "failed"
 
 
 @contextmanager
@@ -80,12 +82,24 @@ def start(folder: Path, opener: Opener, asked: dict[str, Any]) -> int:
 def state(vault: Vault) -> dict[str, Any]:
     """Return how the last training in the background stands: state, steps, words; {} where there was none.
 
-    One that died without a word is called failed, and goes on when training is asked for again.
+    One that died without a word is called paused: see `go_on`.
     """
     found: dict[str, Any] = json.loads(vault.setting(SETTING, "{}"))
     if found.get("state") == RUNNING and not under_way(vault.folder):
-        return {**found, "state": FAILED, "words": "its process ended: `confide device train` goes on with it"}
+        return {**found, "state": PAUSED, "words": "its process ended; it goes on from its last checkpoint"}
     return found
+
+
+def go_on(vault: Vault) -> int | None:
+    """Start a training again that paused or died, if the hour allows it; return its process number, else None."""
+    from client.limits import kept_limits
+
+    last = state(vault)
+    if last.get("state") != PAUSED or not kept_limits(vault).allow(datetime.now().astimezone()):
+        return None
+    with contextlib.suppress(ConfigError):  # another command was faster
+        return start(vault.folder, vault.opener, last["asked"])
+    return None
 
 
 def run(vault: Vault, asked: dict[str, Any]) -> None:
@@ -95,7 +109,7 @@ def run(vault: Vault, asked: dict[str, Any]) -> None:
     from client.limits import kept_limits
 
     with training_alone(vault.folder):
-        _note(vault, RUNNING, "")
+        _note(vault, asked, RUNNING, "")
         try:
             assistant = open_assistant(vault, asked.get("model", ""))
             last = time.monotonic()
@@ -103,21 +117,22 @@ def run(vault: Vault, asked: dict[str, Any]) -> None:
             def report(done: int, steps: int) -> None:
                 nonlocal last
                 if time.monotonic() - last > 5:
-                    _note(vault, RUNNING, f"step {done} of {steps}")
+                    _note(vault, asked, RUNNING, f"step {done} of {steps}")
                     last = time.monotonic()
 
             limits = kept_limits(vault)
             kind, epsilon = asked.get("kind", "lora"), asked.get("record_epsilon")
             _, words = train_and_settle(vault, assistant.model, kind, epsilon, limits, report)
             choice = assistant.personalize()
-            _note(vault, DONE, f"{words} {choice.words}")
+            _note(vault, asked, DONE, f"{words} {choice.words}")
         except ConfideError as error:
-            _note(vault, FAILED, str(error))
+            _note(vault, asked, PAUSED if isinstance(error, TrainingPaused) else FAILED, str(error))
             raise
 
 
-def _note(vault: Vault, at: str, words: str) -> None:
-    vault.set_setting(SETTING, json.dumps({"state": at, "process": os.getpid(), "time": time.time(), "words": words}))
+def _note(vault: Vault, asked: dict[str, Any], at: str, words: str) -> None:
+    facts = {"state": at, "process": os.getpid(), "time": time.time(), "words": words, "asked": asked}
+    vault.set_setting(SETTING, json.dumps(facts))
 
 
 def _path() -> str:

@@ -71,10 +71,11 @@ def add(
 @device.command()
 def status(as_json: AsJson = False) -> None:
     """What the vault holds, source by source, and what it is used for."""
-    from client.background import state
+    from client.background import go_on, state
 
     with open_vault() as vault:
         facts = vault_facts(vault) | {"training": state(vault)}
+        go_on(vault)
     lines = [f"{facts['documents']} documents, {facts['ratings']} ratings, {facts['own_words']} words of yours"]
     lines += [
         f"source {s['source']}: {s['kind']} {s['place']}: {s['documents']} documents,"

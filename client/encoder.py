@@ -146,6 +146,14 @@ class MiniLM:
             found[some] = unit(mean.double().numpy()).astype(np.float32)
         return found
 
+    def common_words(self, most: int) -> tuple[str, ...]:
+        """Return the first whole words of the encoder's own vocabulary, of four letters and more, stop words left out.
+
+        Published with the model, and in order of frequency in the text it was made from.
+        """
+        lines = (self._folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        return tuple([line for line in lines if _WORD.fullmatch(line) and words(line)][:most])
+
     def _one(self, text: str) -> Embeddings:
         """Return what `encode` does for one text, by the bare layers: no padding, no mask, a query's quarter saved."""
         if not text.strip():
@@ -164,14 +172,6 @@ class MiniLM:
                 x = last.LayerNorm(x + last.dense(functional.gelu(layer.intermediate.dense(x))))
             mean = x.mean(0, keepdim=True).double().numpy()
         return unit(mean).astype(np.float32)
-
-    def common_words(self, most: int) -> tuple[str, ...]:
-        """Return the first whole words of the encoder's own vocabulary, of four letters and more, stop words left out.
-
-        Published with the model, and in order of frequency in the text it was made from.
-        """
-        lines = (self._folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        return tuple([line for line in lines if _WORD.fullmatch(line) and words(line)][:most])
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

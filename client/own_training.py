@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import torch
 from opacus import PrivacyEngine
@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from client.model import GLOBAL, OWN, Cached, LanguageModel, batches_by_length, padded
+from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel, batches_by_length, padded
 from client.own import RecordPrivacy, load_own, own_modules, own_tensors, reset_own
 from client.train import DocumentLoss, StepPlan, private_steps, quiet, trainable
 
@@ -80,6 +80,25 @@ class Checkpoint:
         return cls(int(facts["done"]), float(facts["seconds"]), load_tensors(data), history)
 
 
+class Lazily(Sequence[Cached]):
+    """Encoded documents whose prefix is computed when they are looked at: only a few of many are, and none is kept."""
+
+    def __init__(self, model: LanguageModel, rows: Sequence[Encoded]) -> None:
+        self._model, self._rows = model, [row for row in rows if row.own_tokens]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Cached: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Cached]: ...
+    def __getitem__(self, at: int | slice) -> Cached | Sequence[Cached]:
+        if isinstance(at, slice):
+            return Lazily(self._model, self._rows[at])
+        return self._model.prefix(self._rows[at])
+
+
 Watch = Callable[[int, int, Callable[[], Checkpoint]], None]  # steps done, of how many, what takes a checkpoint
 
 
@@ -112,7 +131,7 @@ def train_own(
         reset_own(model, generator)
     else:
         load_own(model, {name: start.tensors[f"own.{name}"] for name in own_tensors(model)})
-    usable = [d for d in documents if d.encoded.own_tokens]
+    usable = documents if isinstance(documents, Lazily) else [d for d in documents if d.encoded.own_tokens]
     optimizer = torch.optim.AdamW(loss.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     run = _Run(model, loss, optimizer, generator, settings, watch)
     if start is not None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, overload
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -28,7 +28,7 @@ from client.library import Kept, documents
 from client.limits import Limits, forget_peak_memory, peak_memory_mb
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.own import RecordPrivacy, load_own
-from client.own_training import OWN_MODULES, Checkpoint, OwnTraining, train_own
+from client.own_training import OWN_MODULES, Checkpoint, Lazily, OwnTraining, train_own
 from client.vault import Vault
 from privacy.errors import ConfigError, TrainingPaused
 
@@ -59,25 +59,6 @@ class Trained:
     seconds: float
     privacy: RecordPrivacy | None
     resumed_at: int = 0
-
-
-class Lazily(Sequence[Cached]):
-    """Encoded documents whose prefix is computed when they are looked at: only a few of many are, and none is kept."""
-
-    def __init__(self, model: LanguageModel, rows: Sequence[Encoded]) -> None:
-        self._model, self._rows = model, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, at: int) -> Cached: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Cached]: ...
-    def __getitem__(self, at: int | slice) -> Cached | Sequence[Cached]:
-        if isinstance(at, slice):
-            return Lazily(self._model, self._rows[at])
-        return self._model.prefix(self._rows[at])
 
 
 def training_slice(
@@ -179,13 +160,16 @@ def _begun(
 ) -> _Work:
     """Return the training to do: the one that was cut off, else a new one with a row of its own."""
     began = time.monotonic()
-    asked = {"record_epsilon": record_epsilon, "document_tokens": limits.document_tokens}
+    settings = settings_of(kind, record_epsilon, limits.seconds)
+    asked: dict[str, Any] = {"record_epsilon": record_epsilon, "document_tokens": limits.document_tokens}
+    asked["rank"] = settings.rank
+    asked |= {"modules": list(settings.modules), "batch": settings.batch_documents}  # another program's checkpoint
     for number, facts, data in vault.select(
         "SELECT id, facts, tensors FROM adapter WHERE NOT active AND kind = ? AND release = ? ORDER BY id DESC",
         (kind, release),
     ):
         known = json.loads(facts)
-        if known.get(UNFINISHED) and {name: known[name] for name in asked} == asked:
+        if known.get(UNFINISHED) and {name: known.get(name) for name in asked} == asked:
             start = Checkpoint.of_bytes(bytes(data)) if data else None
             mine = {
                 row[0] for row in vault.select("SELECT document FROM adapter_document WHERE adapter = ?", (number,))
@@ -194,7 +178,6 @@ def _begun(
             rows = _encoded(model, kept, limits)
             if {n for n, _ in rows} == mine:  # else a source was switched off, or a text changed, since
                 before = start.seconds if start else 0.0
-                settings = settings_of(kind, record_epsilon, limits.seconds)
                 return _Work(number, release, rows, settings, start, before, began)
     rows = training_slice(vault, model, limits, everything=record_epsilon is not None)
     if len(rows) < LEAST_TRAINED:
@@ -207,7 +190,7 @@ def _begun(
         ).lastrowid
         _still_here(change, [n for n, _ in rows])
         change.executemany("INSERT INTO adapter_document VALUES (?, ?)", [(number, n) for n, _ in rows])
-    return _Work(int(number), release, rows, settings_of(kind, record_epsilon, limits.seconds), None, 0.0, began)
+    return _Work(int(number), release, rows, settings, None, 0.0, began)
 
 
 def _watch(

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from client import background, vault_key
+from client import background, personal, vault_key
 from client.adopt import adopt, put_serving, serving, train_and_settle
 from client.export import export, exports
 from client.forget import RETRAIN
@@ -108,8 +108,21 @@ def test_only_what_its_signer_signed_is_taken_over(vault: Vault, publish: Publis
         take_over(vault, folder)
 
 
+@pytest.fixture
+def weak(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """An own adapter that learned little, which a good release can do without; `undo` ends that."""
+    with monkeypatch.context() as patch:
+        patch.setitem(personal.LEARNING_RATE, "lora", 1e-4)
+        yield patch
+
+
 def test_a_helpful_release_takes_over_and_a_harmful_one_does_not(
-    vault: Vault, model: LanguageModel, new_model: NewModel, publish: Publish, tiny_basis: Basis
+    vault: Vault,
+    model: LanguageModel,
+    new_model: NewModel,
+    publish: Publish,
+    tiny_basis: Basis,
+    weak: pytest.MonkeyPatch,
 ) -> None:
     train(vault, model, limits=LIMITS)
     own = active(vault)
@@ -118,16 +131,21 @@ def test_a_helpful_release_takes_over_and_a_harmful_one_does_not(
     assert bad.nats["new"] > bad.nats["old + own"] and set(bad.nats) == {"old + own", "new", "new + own"}
     assert vault.setting(RETRAIN) == "1"
     good = adopt(vault, model, publish("good", helpful(vault, new_model, tiny_basis)))
-    assert good.serves == "new + own" and good.nats["new + own"] < good.nats["old + own"]
-    assert serving(vault) == good.release != "" and active(vault) == own
+    assert good.serves == min(good.nats, key=good.nats.__getitem__) != "old + own"
+    assert serving(vault) == good.release != "" and active(vault) == (own if good.serves == "new + own" else None)
     fresh = new_model(dtype=torch.float32)
     put_serving(vault, fresh)
     tokens = sum(row.encoded.own_tokens for row in held_back_rows(vault, fresh))
-    assert held_back_nats(vault, fresh) / tokens == pytest.approx(good.nats["new + own"], rel=1e-4)
+    assert held_back_nats(vault, fresh) / tokens == pytest.approx(good.nats[good.serves], rel=1e-4)
 
 
 def test_trained_anew_it_serves_only_if_it_is_better(
-    vault: Vault, model: LanguageModel, new_model: NewModel, publish: Publish, tiny_basis: Basis
+    vault: Vault,
+    model: LanguageModel,
+    new_model: NewModel,
+    publish: Publish,
+    tiny_basis: Basis,
+    weak: pytest.MonkeyPatch,
 ) -> None:
     first, words = train_and_settle(vault, model, "lora", limits=LIMITS)
     assert words.startswith("It serves") and active(vault) == (first.number, "lora", first.release)
@@ -137,6 +155,7 @@ def test_trained_anew_it_serves_only_if_it_is_better(
     assert active(vault)[0] == first.number and serving(vault) == ""  # type: ignore[index]
     assert vault.one("SELECT count(*) FROM adapter") == 1, "the loser is gone"
     good = adopt(vault, model, publish("good", helpful(vault, new_model, tiny_basis)))
+    weak.undo()
     made, words = train_and_settle(vault, model, "lora", limits=LIMITS)
     assert made.release == good_release(vault) == serving(vault) and good.release == serving(vault)
     assert active(vault)[0] == made.number and "better" in words  # type: ignore[index]
@@ -155,6 +174,21 @@ def test_without_an_own_adapter_the_better_of_old_and_new_serves(
     assert found.serves == "new" and set(found.nats) == {"old", "new"} and held_back_nats(vault, model) < base
     put_under(model, None)
     assert held_back_nats(vault, model) == pytest.approx(base, rel=1e-5), "no trace of it is left in the model"
+
+
+def test_a_core_below_the_own_layers_runs_with_the_frozen_ones(
+    vault: Vault, new_model: NewModel, publish: Publish, tiny_basis: Basis
+) -> None:
+    release = take_over(vault, publish("release", harmful(tiny_basis)), SIGNER)
+    whole, cut = new_model(dtype=torch.float32), new_model(top_layers=1, dtype=torch.float32)
+    whole.attach(tiny_basis)
+    whole.set_cores(release.adapters["global"])
+    put_under(cut, release)
+    assert cut.first > whole.first, "two of the three layers with cores lie below what is trained"
+    assert held_back_nats(vault, cut) == pytest.approx(held_back_nats(vault, whole), rel=1e-5)
+    train(vault, cut, limits=LIMITS)
+    put_under(cut, release)
+    assert held_back_nats(vault, cut) == pytest.approx(held_back_nats(vault, whole), rel=1e-5)
 
 
 # -- what leaves --------------------------------------------------------------------------------------------------
@@ -219,8 +253,8 @@ def test_in_the_background_it_is_killed_and_goes_on(
         time.sleep(0.05)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    assert background.state(vault)["state"] == "failed" and serving(vault) == found.release
-    background.start(vault.folder, vault.opener, asked)
+    assert background.state(vault)["state"] == "paused" and serving(vault) == found.release
+    assert background.go_on(vault) is not None
     while background.state(vault).get("state") != "done" and time.monotonic() < end:
         time.sleep(0.2)
     assert background.state(vault)["state"] == "done", background.state(vault)

@@ -125,7 +125,7 @@ def test_an_mbox_is_told_apart_and_again_adds_what_is_new(vault: Vault, tmp_path
 def test_mail_among_notes_waits_for_an_address_and_is_then_read(vault: Vault, tmp_path: Path) -> None:
     folder = tmp_path / "papers"
     (folder / "mail").mkdir(parents=True)
-    (folder / "note.md").write_text("A note of mine.")
+    (folder / "note.rst").write_text("A note of mine.")
     (folder / "mail" / "a.eml").write_bytes(mail(ME, 1, "A mail of mine.").as_bytes())
     box = mailbox.mbox(folder / "old.mbox")
     box.add(mail(BEN, 2, "A mail of his."))

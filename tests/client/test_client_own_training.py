@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from client import own_training
 from client.model import GLOBAL, OWN, Cached, LanguageModel
 from client.own_training import Checkpoint, OwnTraining, train_own
 
@@ -87,7 +90,11 @@ def test_documents_one_by_one_or_together_give_one_gradient(new_model: NewModel,
         torch.testing.assert_close(alone[name], tensor, rtol=0, atol=2e-3)
 
 
-def test_the_rate_has_fallen_to_zero_when_the_clock_runs_out(new_model: NewModel, cached: CachedDialogues) -> None:
+def test_the_rate_has_fallen_to_zero_when_the_clock_runs_out(
+    new_model: NewModel, cached: CachedDialogues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(own_training, "time", SimpleNamespace(monotonic=lambda: 0.02 * next(ticks)))
     model = fresh(new_model)
     moved: list[float] = []
     before: list[torch.Tensor] = []

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from client import vault_key
+from client import personal, vault_key
 from client.documents import Document, Span
 from client.encoder import HashedEncoder
 from client.forget import RETRAIN, Wanted, forget
 from client.importers import add
 from client.limits import Limits
-from client.model import GLOBAL, OWN, LanguageModel
+from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.personal import (
     KINDS,
     active,
@@ -121,6 +121,23 @@ def test_an_adapter_goes_with_what_it_learned_from_and_no_other(vault: Vault, ne
 def test_record_level_privacy_is_asked_for_and_told(vault: Vault, new_model: NewModel, kind: str) -> None:
     made = train(vault, new_model(dtype=torch.float32), kind, record_epsilon=8.0)
     assert made.privacy is not None and 0 < made.privacy.epsilon <= 8.0 and made.privacy.noise_multiplier > 0.3
+
+
+def test_under_privacy_only_what_a_step_drew_goes_through_the_model(
+    vault: Vault, new_model: NewModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = new_model(dtype=torch.float32)
+    calls: list[str] = []
+    prefix = model.prefix
+
+    def counted(encoded: Encoded) -> Cached:
+        calls.append(encoded.document)
+        return prefix(encoded)
+
+    monkeypatch.setattr(model, "prefix", counted)
+    monkeypatch.setattr(personal, "RECORD_STEPS", 2)
+    made = train(vault, model, record_epsilon=8.0)
+    assert made.documents >= 30 and 0 < len(calls) < 25, "two steps do not read all of a large vault"
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(vault: Vault, new_model: NewModel) -> None:

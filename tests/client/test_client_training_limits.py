@@ -182,6 +182,7 @@ def test_one_training_at_a_time(vault: Vault) -> None:
     assert not background.under_way(vault.folder)
 
 
+@pytest.mark.slow
 def test_in_the_background_it_trains_and_says_how_it_ended(vault: Vault, tiny_model_dir: Path) -> None:
     process = background.start(vault.folder, Opener(passphrase="x"), {"kind": "full", "model": str(tiny_model_dir)})
     environment = Path(f"/proc/{process}/environ")
@@ -191,9 +192,28 @@ def test_in_the_background_it_trains_and_says_how_it_ended(vault: Vault, tiny_mo
     while background.state(vault).get("state") in (None, "running") and time.monotonic() < end:
         time.sleep(0.1)
     assert background.state(vault)["state"] == "failed" and "kind full" in background.state(vault)["words"]
-    with vault.change() as rows:
-        rows.execute("UPDATE setting SET value = ? WHERE name = 'background'", (json.dumps({"state": "running"}),))
-    assert "goes on with it" in background.state(vault)["words"], "a process that is gone does not run"
+    assert background.go_on(vault) is None, "what failed is not tried again and again"
+
+
+def test_what_paused_or_died_in_the_background_goes_on_when_the_hour_allows(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+
+    def start(*given: Any) -> int:
+        started.append(given)
+        return 7
+
+    monkeypatch.setattr(background, "start", start)
+    asked = {"kind": "lora", "model": "", "record_epsilon": None}
+    hour = datetime.now().astimezone().hour
+    for at, hours, goes_on in (("done", 24, False), ("paused", 0, False), ("paused", 24, True), ("running", 24, True)):
+        vault.set_setting(background.SETTING, json.dumps({"state": at, "asked": asked}))
+        keep_limits(vault, Limits(first_hour=0 if hours else (hour + 2) % 24, last_hour=hours or (hour + 3) % 24))
+        assert background.go_on(vault) == (7 if goes_on else None), (at, hours)
+    assert started == [(vault.folder, vault.opener, asked)] * 2
+    with background.training_alone(vault.folder):
+        assert background.state(vault)["state"] == "running" and background.go_on(vault) is None
 
 
 def test_an_answer_at_the_end_of_a_long_text_is_learned(vault: Vault, new_model: NewModel, tmp_path: Path) -> None:
