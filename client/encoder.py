@@ -69,6 +69,9 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Embeddings:
         """Return one unit vector for each text, float32 [texts, dim]; zeros for a text without a word."""
 
+    def tokens(self, text: str) -> Embeddings:
+        """Return one unit vector for each token of a text, float32 [tokens, dim]; no row for a text without a word."""
+
     def common_words(self, most: int) -> tuple[str, ...]:
         """Return at most `most` common words, a list that no participant's text went into."""
 
@@ -94,6 +97,11 @@ class HashedEncoder:
         """Return the sum of each text's word directions, of length 1; float32 [texts, dim]."""
         sums = [np.sum([self._direction(word) for word in words(text)] or [np.zeros(self._dim)], 0) for text in texts]
         return unit(np.array(sums).reshape(len(texts), self._dim)).astype(np.float32)
+
+    def tokens(self, text: str) -> Embeddings:
+        """Return the direction of every word, float32 [words, dim]."""
+        rows = np.array([self._direction(word) for word in words(text)]).reshape(-1, self._dim)
+        return unit(rows).astype(np.float32)
 
     def common_words(self, most: int) -> tuple[str, ...]:
         """Return the first of a few dozen everyday words: a hash knows none of its own."""
@@ -145,6 +153,15 @@ class MiniLM:
             mean = (states * mask).sum(1) / mask.sum(1)
             found[some] = unit(mean.double().numpy()).astype(np.float32)
         return found
+
+    def tokens(self, text: str) -> Embeddings:
+        """Return the last state of every token but the two special ones, made one long, float32 [tokens, 384]."""
+        if not text.strip():
+            return np.zeros((0, self.dim), dtype=np.float32)
+        row = self._tokenizer([text], truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with self._torch.no_grad():
+            states = self._model(**row).last_hidden_state[0, 1:-1]
+        return unit(states.double().numpy()).astype(np.float32)
 
     def common_words(self, most: int) -> tuple[str, ...]:
         """Return the first whole words of the encoder's own vocabulary, of four letters and more, stop words left out.

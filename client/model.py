@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from client.core_layer import CoreA
 from client.documents import Document
+from client.target_tokens import fitted, targets_in
 from client.token_loss import token_nats
 from privacy.adapter import AdapterLayout, Basis, Cores
 from privacy.errors import ModelError
@@ -101,6 +102,9 @@ class LanguageModel:
     def encode(self, document: Document, max_tokens: int) -> Encoded:
         """Return the first `max_tokens` tokens of a document, with the special tokens that the tokenizer itself adds.
 
+        Where what others wrote before the owner's first word leaves less than a quarter of them for the owner, its
+        beginning is left out: a headline behind a long article is read all the same.
+
         A token is a target when all its characters but leading white space lie in the owner's unmasked words, so a
         token that touches a partner's word or a placeholder never is.
         """
@@ -109,10 +113,11 @@ class LanguageModel:
     def encode_text(self, text: str, ranges: Sequence[tuple[int, int]], name: str, max_tokens: int) -> Encoded:
         """Return the tokens of `text` with targets inside the character `ranges`, see `encode`."""
         row = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        ids, inside = row["input_ids"], _targets(text, row["offset_mapping"], ranges)
-        target = torch.tensor(inside[:max_tokens], dtype=torch.bool)
+        ids, inside = row["input_ids"], targets_in(text, row["offset_mapping"], ranges)
+        ids, inside = fitted(ids, inside, max_tokens, bool(ids) and ids[0] in self.tokenizer.all_special_ids)
+        target = torch.tensor(inside, dtype=torch.bool)
         target[:1] = False
-        return Encoded(name, torch.tensor(ids[:max_tokens], dtype=torch.long), target)
+        return Encoded(name, torch.tensor(ids, dtype=torch.long), target)
 
     def context_ids(self, text: str, max_tokens: int) -> Tensor:
         """Return the last `max_tokens` tokens of a text that goes before a document, with an empty line after it."""
@@ -371,18 +376,6 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
         else:
             batches.append([i])
     return batches
-
-
-def _targets(text: str, offsets: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> list[bool]:
-    own = bytearray(len(text))
-    for start, end in ranges:
-        own[start:end] = b"\1" * (end - start)
-    result = []
-    for start, end in offsets:
-        while start < end - 1 and text[start].isspace():
-            start += 1
-        result.append(end > start and all(own[start:end]))
-    return result
 
 
 def _layer_list(inner: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:

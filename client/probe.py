@@ -30,15 +30,15 @@ def probe_training(model: LanguageModel, documents: Sequence[Cached], training: 
     """Return the measured figures of both probes; raise ModelError where one fails.
 
     `gradient_error`: largest relative distance between Opacus' gradient of a document in a batch and its gradient
-    alone (bfloat16 rounds differently in a batch: up to 5 %; float32: 0.1 %). `gain` and `noise_gain`: nats per token
-    won on the training documents by the local steps, and what random steps of the same length won or lost, as the root
-    of their mean square; training must win three times that.
+    alone (bfloat16 rounds differently in a batch: up to 10 %, by the processor; float32: 0.1 %). `gain` and
+    `noise_gain`: nats per token won on the training documents by the local steps, and what random steps of the same
+    length won or lost, as the root of their mean square; training must win three times that.
     """
     documents = [d for d in documents if d.encoded.own_tokens]
     if not documents:
         raise ModelError("no document with an own token to probe training on")
     error = gradient_error(model, documents)
-    allowed = 0.05 if model.dtype == torch.bfloat16 else 1e-3
+    allowed = 0.1 if model.dtype == torch.bfloat16 else 1e-3
     if not error <= allowed:
         raise ModelError(f"per-document gradients are wrong by {error:.1%}: training would not do what is claimed")
     gain, noise_gain = gains(model, documents, training)

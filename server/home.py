@@ -33,6 +33,9 @@ from server.rounds import Courier, Deadlines, Rounds, Watch, scheduled_dropouts
 PLAN, KEY, BASIS, ROUNDS = "campaign.json", "server.key", "basis.safetensors", "rounds"
 
 
+EXTERNAL = "external"  # a researcher's own step: in the process that made it alone, no server loads it
+
+
 @dataclass(frozen=True)
 class ServerHome:
     """One campaign on the server's disk. `simulated`: a node may speak for many people, and `dropout` of the answers
@@ -50,7 +53,9 @@ class ServerHome:
         checkpoints = self.folder / "checkpoints"
         facts = {
             "plan": _plain(asdict(self.plan)),
-            "optimizer": next(name for name, kind in OPTIMIZERS.items() if type(self.plan.optimizer) is kind),
+            "optimizer": next(
+                (name for name, kind in OPTIMIZERS.items() if type(self.plan.optimizer) is kind), EXTERNAL
+            ),
             "release": asdict(self.release),
             "deadlines": asdict(self.deadlines),
             "simulated": self.simulated,

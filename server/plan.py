@@ -25,7 +25,7 @@ from privacy.objective import (
 )
 from privacy.query import NO_DIRECTORY, Limits
 from privacy.schedule import share_left
-from server.optimizer import FedAdam, FedAvg
+from server.optimizer import FedAvg, Optimizer
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CampaignPlan:
     noise_multiplier: Fraction
     transport: str
     limits: Limits
-    optimizer: FedAvg | FedAdam
+    optimizer: Optimizer
     basis_sha256: str
     policy_sha256: str
     seed: int

@@ -127,7 +127,7 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The step on the mean, see `server.optimizer`: `adam`, or `avg` (with momentum FedAvgM).
+    """The step on the mean, see `server.optimizer`: `adam`, `avg` (with momentum FedAvgM), or one's own module:Class.
 
     `learning_rate` of adam is the length of the first step, of avg what the mean is multiplied with; it falls linearly
     to `last_share` of itself. Unset, both follow from the rounds (`server.optimizer.schedule`). Personas always take
@@ -233,7 +233,8 @@ class RunConfig:
                 raise ConfigError(f"{key} must be in (0, {most:g}], not {value}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
-        _choice("server.kind", self.server.kind, ("adam", "avg"))
+        if ":" not in self.server.kind or self.engine != "local":  # module:Class runs in this process alone
+            _choice("server.kind", self.server.kind, ("adam", "avg"))
         _choice("privacy.unit", self.privacy.unit, ("record", "user"))
         _choice("queries.objective", self.queries.objective, TRAINS_A_CORE)
         _choice("queries.persona_choice", self.queries.persona_choice, CHOICES)
@@ -314,13 +315,19 @@ def load_config(path: Path | None, settings: Sequence[str]) -> RunConfig:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
+    config: RunConfig = settings_of(RunConfig, settings, tree)
+    return config
+
+
+def settings_of(kind: Any, settings: Sequence[str], tree: dict[str, Any] | None = None) -> Any:
+    """Return the frozen dataclass `kind` from a tree of values with `key=value` settings on top; raises ConfigError."""
+    tree = {} if tree is None else tree
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set takes key=value, not {setting!r}")
         _put(tree, key.strip(), _parsed(text.strip()))
-    config: RunConfig = _build(RunConfig, tree, "")
-    return config
+    return _build(kind, tree, "")
 
 
 def config_of(flat: Mapping[str, Any]) -> RunConfig:

@@ -29,9 +29,10 @@ from privacy.query import NO_DIRECTORY, Limits, Query
 from privacy.session import Greeting, Hello
 from privacy.wire import Answer, decode
 from server.campaign import Asked, Campaign, CampaignPlan, replayed
-from server.optimizer import OPTIMIZERS, FedAvg, schedule
+from server.optimizer import OPTIMIZERS, FedAvg, Optimizer, schedule
 from server.rounds import Done, Watch
 from simulation.config import RunConfig, declared_of
+from simulation.extension import extension
 from simulation.host import Hosts
 from simulation.progress import Progress
 from simulation.report_schema import Round
@@ -179,6 +180,11 @@ def limits_of(config: RunConfig) -> Limits:
     return Limits(config.local.own_tokens, config.local.steps)
 
 
+def _optimizer(kind: str) -> Callable[[float, float], Optimizer]:
+    found: Callable[[float, float], Optimizer] = OPTIMIZERS.get(kind) or extension("aggregator", kind)
+    return found
+
+
 def plan_of(
     config: RunConfig,
     basis: Basis,
@@ -191,7 +197,7 @@ def plan_of(
     """Return the campaign's plan from its configuration."""
     asked, server = config.queries, config.server
     training = config.rounds - (config.rounds // 2 if config.personas else 0)  # the others train personas
-    rate, last = schedule(server.kind, training, config.local.clip)
+    rate, last = schedule("avg" if server.kind not in OPTIMIZERS else server.kind, training, config.local.clip)
     return CampaignPlan(
         federation=config.federation,
         campaign=config.campaign,
@@ -203,7 +209,7 @@ def plan_of(
         noise_multiplier=config.noise_multiplier(),
         transport=config.privacy.transport,
         limits=limits_of(config),
-        optimizer=OPTIMIZERS[config.server.kind](server.learning_rate or rate, server.momentum),
+        optimizer=_optimizer(server.kind)(server.learning_rate or rate, server.momentum),
         last_share=server.last_share or last,
         curvature_damping=config.adapter.curvature_damping,
         persona_optimizer=FedAvg(config.server.persona_rate),

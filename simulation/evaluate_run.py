@@ -87,11 +87,14 @@ def evaluate_run(
     if unknown := sorted(set(arms) - {*SHARED_ARMS, *OWN_ARMS}):
         raise ConfigError(f"unknown arm {unknown[0]}; known: {', '.join((*SHARED_ARMS, *OWN_ARMS))}")
     subject = open_run(run)
-    chosen, warnings, data = _people(subject, people)
+    chosen, warnings, data = people_of(subject, people)
     if own_people is None and people is None:
         own_people = subject.config.own.people
     users = [person.user for person in chosen]
-    with tempfile.TemporaryDirectory(prefix="confide-") as place, open_hosts(_hosts(subject, chosen, Path(place))) as h:
+    with (
+        tempfile.TemporaryDirectory(prefix="confide-") as place,
+        open_hosts(hosts_of(subject, chosen, Path(place))) as h,
+    ):
         evaluation, assignment = _score(subject, h, users, arms, own_people, progress)
     kept = {arm: scores for arm, scores in evaluation.arms.items() if arm in arms}
     words = {person.user: own_words(person.history) for person in chosen}
@@ -144,7 +147,7 @@ def _manifest(run: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _people(subject: Subject, source: str | None) -> tuple[list[Person], list[str], str]:
+def people_of(subject: Subject, source: str | None) -> tuple[list[Person], list[str], str]:
     """Return who is scored, warnings, and the name of the source; people without a test document are left out."""
     config = subject.config
     population = load_people(source or config.people, None if source else config.max_people)
@@ -158,7 +161,8 @@ def _people(subject: Subject, source: str | None) -> tuple[list[Person], list[st
     return scored, list(population.warnings), Path(population.source).name
 
 
-def _hosts(subject: Subject, people: Sequence[Person], place: Path) -> list[HostSettings]:
+def hosts_of(subject: Subject, people: Sequence[Person], place: Path) -> list[HostSettings]:
+    """Return the settings of the hosts of `people`, none of whom is a device; `place` is a folder for the basis."""
     basis_file = place / "basis.safetensors"
     subject.release.basis.save(basis_file)
     workers = min(subject.config.workers or default_workers(), len(people))

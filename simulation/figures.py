@@ -53,7 +53,7 @@ class GainRow:
     emphasis: bool = False
 
 
-def gain_plot(rows: Sequence[GainRow]) -> str:
+def gain_plot(rows: Sequence[GainRow], axis: str = "fewer bits than the base model, %") -> str:
     """Return a dot with its 95 % interval per row, first row on top, zero marked; "" without rows."""
     if not rows:
         return ""
@@ -72,9 +72,9 @@ def gain_plot(rows: Sequence[GainRow]) -> str:
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=FAINT, linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.set_xlabel("fewer bits than the base model, %")
+        axes.set_xlabel(axis)
         spoken = "; ".join(f"{row.label} {_spoken(row.gain)}" for row in rows)
-        return _inline(figure, "gain", f"Gain over the base model with 95 % intervals: {spoken}.")
+        return _inline(figure, "gain", f"{axis}, with 95 % intervals: {spoken}.")
 
 
 def _spoken(gain: Interval) -> str:
@@ -84,8 +84,8 @@ def _spoken(gain: Interval) -> str:
     return f"{text} ({100 * gain['low']:.1f} to {100 * gain['high']:.1f})"
 
 
-def spread_plot(gains: Sequence[float]) -> str:
-    """Return people sorted by what the released model does for them (a share per person); "" for fewer than two."""
+def spread_plot(gains: Sequence[float], against: str = "base") -> str:
+    """Return people sorted by what an arm does for them (a share per person); "" for fewer than two."""
     if len(gains) < 2:
         return ""
     values = 100 * np.sort(np.asarray(gains, dtype=np.float64))
@@ -102,7 +102,7 @@ def spread_plot(gains: Sequence[float]) -> str:
         axes.grid(axis="y", color=FAINT, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.set_xlabel("people, sorted by gain")
-        axes.set_ylabel("fewer bits than base, %")
+        axes.set_ylabel(f"fewer bits than {against}, %")
         worse = int(np.sum(values < 0))
         label = f"Gain of each of {len(values)} people, sorted: median {np.median(values):.1f} %, {worse} below zero."
         return _inline(figure, "spread", label)
@@ -130,6 +130,56 @@ def rounds_plot(rounds: Sequence[int], released: Sequence[float | None], noisele
         axes.legend(frameon=False)
         spoken = "; ".join(f"{name} {points[0][1]:.3f} to {points[-1][1]:.3f}" for name, points, *_ in drawn)
         return _inline(figure, "rounds", f"Bits per token by round: {spoken}.")
+
+
+def waterfall_plot(steps: Sequence[tuple[str, float]]) -> str:
+    """Return bits per token from one technique to the next, each bar from the figure before it; "" for fewer than two.
+
+    The first bar stands on the axis' lower end, which is not zero: lengths of the others compare, its own does not.
+    """
+    if len(steps) < 2:
+        return ""
+    values = [value for _, value in steps]
+    margin = 0.15 * max(max(values) - min(values), 1e-3)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(0.62 + 0.36 * len(steps))
+        lowest = min(values) - margin
+        for y, (_, value) in enumerate(steps):
+            before = values[y - 1] if y else lowest
+            colour = SECOND if y == 0 or value > before else ACCENT
+            axes.barh(y, abs(value - before), left=min(value, before), color=colour, height=0.6)
+            axes.plot([value, value], [y - 0.3, min(y + 1.3, len(steps) - 0.7)], color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(steps)), [name for name, _ in steps])
+        axes.set_ylim(len(steps) - 0.5, -0.5)
+        axes.set_xlim(lowest, max(values) + margin)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=FAINT, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("bits per token")
+        spoken = "; ".join(f"{name} {value:.3f}" for name, value in steps)
+        return _inline(figure, "waterfall", f"Bits per token from one technique to the next: {spoken}.")
+
+
+def curve_plot(items: Sequence[int], gains: Sequence[Interval], axis: str) -> str:
+    """Return gains with 95 % intervals by the number of items, on even places; "" for fewer than two."""
+    if len(items) < 2:
+        return ""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(2.4)
+        place = range(len(items))
+        axes.axhline(0.0, color=INK, linewidth=0.8)
+        axes.plot(place, [100 * gain["value"] for gain in gains], "o-", color=ACCENT, markersize=5)
+        for x, gain in zip(place, gains, strict=True):
+            if gain["low"] is not None and gain["high"] is not None:
+                axes.plot([x, x], [100 * gain["low"], 100 * gain["high"]], color=ACCENT, linewidth=1.6)
+        axes.set_xticks(place, [str(number) for number in items])
+        axes.grid(axis="y", color=FAINT, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("texts of the person’s own, the newest")
+        axes.set_ylabel(axis)
+        spoken = "; ".join(f"{n}: {_spoken(gain)}" for n, gain in zip(items, gains, strict=True))
+        return _inline(figure, "curve", f"{axis} by the number of own texts: {spoken}.")
 
 
 def _axes(height_in: float) -> tuple[Figure, Axes]:

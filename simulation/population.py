@@ -8,7 +8,7 @@ from pathlib import Path
 
 from client.documents import Document, Person, own_words
 from privacy.errors import DataError
-from simulation.datasets import chitchat, jsonl
+from simulation.datasets import catalogue, chitchat, jsonl
 
 MIN_TEST_DOCUMENTS = 2
 COVERAGE_WORDS = (256, 512, 1024, 2048)
@@ -37,7 +37,7 @@ class Population:
 def load_people(
     source: str, max_people: int | None, strict: bool = False, min_test: int = MIN_TEST_DOCUMENTS
 ) -> Population:
-    """Return the people of `source`: `chitchat`, or the path of a JSONL file.
+    """Return the people of `source`: `chitchat`, the path of a JSONL file, or NAME:FOLDER (`datasets.catalogue`).
 
     Order: those with at least `min_test` test documents first, then by own history words, then by id; the
     first `max_people` are kept, and their pseudonyms do not depend on `max_people`. Broken records become
@@ -49,7 +49,7 @@ def load_people(
     if source == "chitchat":
         loaded = chitchat.load(chitchat.find_file(), min_test, strict)
     else:
-        loaded = jsonl.load(Path(source), min_test, strict)
+        loaded = catalogue.load(source, min_test, strict) or jsonl.load(Path(source), min_test, strict)
     if not loaded.people:
         fault = f"; the first fault: {loaded.warnings[0]}" if loaded.warnings else ""
         raise DataError(f"{Path(source).name}: holds no people{fault}")

@@ -26,7 +26,7 @@ _MISSING = Markup('<span class="none">–</span>')
 _PREFIXES = ("B", "kB", "MB", "GB", "TB")
 
 
-def report_json(report: Report) -> bytes:
+def report_json(report: Mapping[str, Any] | Report) -> bytes:
     """Return `report` as UTF-8 JSON, keys sorted, indented by one, newline at the end: equal reports, equal bytes.
 
     Raises DataError for NaN and infinity, which JSON cannot say, and for what is no JSON at all.
@@ -50,6 +50,17 @@ def write_report(run_folder: Path, report: Report) -> None:
 
 def render_html(report: Report) -> str:
     """Return the page for `report`; whatever a name in it contains is shown as text, never as markup."""
+    environment = page_environment()
+    words = {
+        "ADVERSARIES": wording.adversaries(report["privacy"]["transport"]),
+        "ARM_MEANINGS": wording.ARM_MEANINGS,
+        "epsilon_meaning": wording.epsilon_meaning,
+    }
+    return environment.get_template("report.html.j2").render(report=report, **words, **_view(report))
+
+
+def page_environment() -> Environment:
+    """Return the templates of the pages with the filters that show a figure beside its exact value."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -58,12 +69,12 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS, interval_of=interval_of)
-    words = {
-        "ADVERSARIES": wording.adversaries(report["privacy"]["transport"]),
-        "ARM_MEANINGS": wording.ARM_MEANINGS,
-        "epsilon_meaning": wording.epsilon_meaning,
-    }
-    return environment.get_template("report.html.j2").render(report=report, **words, **_view(report))
+    return environment
+
+
+def drawing(svg: str) -> Markup:
+    """Return a picture of `simulation.figures` as markup."""
+    return Markup(svg)  # noqa: S704 - safe: `figures` and matplotlib escape every label (a test plants markup in one)
 
 
 def _view(report: Report) -> dict[str, Any]:
@@ -83,9 +94,9 @@ def _view(report: Report) -> dict[str, Any]:
         "cut": max(len(in_table), len(others)) > PERSON_ROWS_SHOWN,
         "noise_meaning": wording.noise_meaning(report["rounds"]),
         "round_bits": any("bits_per_token" in row for row in report["rounds"]),
-        "gain_svg": _drawing(figures.gain_plot(_gain_rows(report, arms, labels))),
-        "spread_svg": _drawing(figures.spread_plot(_spread(report["people"]))),
-        "rounds_svg": _drawing(_rounds_svg(report)),
+        "gain_svg": drawing(figures.gain_plot(_gain_rows(report, arms, labels))),
+        "spread_svg": drawing(figures.spread_plot(_spread(report["people"]))),
+        "rounds_svg": drawing(_rounds_svg(report)),
     }
 
 
@@ -122,10 +133,6 @@ def _rounds_svg(report: Report) -> str:
         [bits["released"] for _, bits in found],
         [bits["noiseless"] for _, bits in found],
     )
-
-
-def _drawing(svg: str) -> Markup:
-    return Markup(svg)  # noqa: S704 - safe: `figures` and matplotlib escape every label (a test plants markup in one)
 
 
 def _data(value: float, text: str) -> Markup:

@@ -20,6 +20,7 @@ from client.compose import GLOBAL_ALONE, Composition, by_portrait, fitted
 from client.contribution import contribution
 from client.deliveries import Deliveries
 from client.documents import Document, Person, latest, shortened
+from client.encoder import Encoder, open_encoder
 from client.figures import PublicTables
 from client.learner import TextLearner
 from client.listener import RelaySocket
@@ -43,11 +44,15 @@ from privacy.query import Query
 from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
+from simulation.baselines.local import PARTS
 from simulation.config import declared_of
+from simulation.held_out import opening, up_to
 from simulation.host import HostSettings
 from simulation.public_tables import tables_of
 from simulation.record_level import record_noise, shared_charge
 from simulation.retrieval_score import Ranked, ranked
+from simulation.scorecard.lent import CardSettings, Learned, Loan
+from simulation.scorecard.person import PersonCard, score_for_card, train_for_card
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
@@ -145,6 +150,7 @@ class HostWork:
         self._service = AgentService(list(self.devices.values()), Deliveries(policy, basis), Lazy())
         self._socket: RelaySocket | None = None
         self._tests: dict[str, list[Cached]] = {}
+        self._encoder: Encoder | None = None  # the scorecard's
 
     # -- before the first round -------------------------------------------------------------------------------------
 
@@ -317,6 +323,19 @@ class HostWork:
             scores[name] = self._scored(documents, test)
         return scores
 
+    def card_train(self, user: str, core: Vector, settings: CardSettings, seed: int) -> Learned:
+        """Return the own adapter that the scorecard trains, and the tokens it learned from."""
+        return train_for_card(self, user, core, settings, seed)
+
+    def card_score(self, user: str, arms: Sequence[str], loan: Loan, settings: CardSettings) -> PersonCard:
+        """Return the person's scorecard, see `simulation.scorecard.person`."""
+        self._encoder = self._encoder or open_encoder(settings.encoder)
+        return score_for_card(self, user, arms, loan, settings, self._encoder)
+
+    def baseline(self, part: str, *arguments: Any) -> Any:
+        """Return one person's part of a baseline, by its name in `simulation.baselines.local`."""
+        return PARTS[part](self, *arguments)
+
     def write_checkpoints(self) -> None:
         """Sign the state of each device's ledger, for a witness to countersign."""
         for device in self.devices.values():
@@ -345,14 +364,14 @@ class HostWork:
         """Return the person's raw test documents, up to the limit of own tokens, each with its cached prefix."""
         if user not in self._tests:
             limit = self.config.evaluation.test_tokens
-            chosen = _up_to(self._encoded(self.people[user].test), limit)
+            chosen = up_to(self._encoded(self.people[user].test), limit)
             self._tests[user] = [self.model.prefix(e) for e in chosen]
         return self._tests[user]
 
     def _own_documents(self, user: str) -> list[Cached]:
         """Return the newest raw history documents up to the limit of own tokens, oldest first."""
         encoded = self._encoded(self.people[user].history[::-1])
-        return [self.model.prefix(e) for e in _up_to(encoded, self.config.own.tokens)[::-1]]
+        return [self.model.prefix(e) for e in up_to(encoded, self.config.own.tokens)[::-1]]
 
     def _encoded(self, documents: Sequence[Document]) -> list[Encoded]:
         rows = (self.model.encode(d, self.config.local.max_document_tokens) for d in documents)
@@ -370,21 +389,3 @@ class HostWork:
             context = self.model.context_ids("\n\n".join(memories), settings.retrieved_tokens)
             result.append(self.model.prefix(self.model.with_context(cached.encoded, context)))
         return result
-
-
-def opening(document: Document) -> str:
-    """Return the text before the first target: all that may be known when the first own word is predicted."""
-    first = next(iter(document.target_ranges()), (len(document.text), 0))[0]
-    return document.text[:first]
-
-
-def _up_to(documents: Sequence[Encoded], own_tokens: int) -> list[Encoded]:
-    """Return the first documents whose own tokens sum to at most `own_tokens`, one at least."""
-    chosen: list[Encoded] = []
-    total = 0
-    for document in documents:
-        if chosen and total + document.own_tokens > own_tokens:
-            continue
-        chosen.append(document)
-        total += document.own_tokens
-    return chosen

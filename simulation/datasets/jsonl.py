@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -65,6 +65,28 @@ def load(path: Path, min_test: int, strict: bool = False) -> Loaded:
     return _loaded(reading, min_test, digest.hexdigest())
 
 
+def load_records(
+    name: str,
+    records: Iterable[tuple[int, Mapping[str, Any] | BrokenLine]],
+    min_test: int,
+    strict: bool,
+    digest: hashlib._Hash,
+) -> Loaded:
+    """Return everybody in records of this module's form, made from another source called `name`, as `load` does.
+
+    Each comes with its number there; a broken one is reported by it. `digest` has seen the source when they end.
+    """
+    reading = _Reading(name, strict)
+    for place, (number, record) in enumerate(records, 1):  # one line of the source may hold several records
+        try:
+            if isinstance(record, BrokenLine):
+                raise record
+            _take(reading, place, record)
+        except BrokenLine as fault:
+            reading.warn(number, str(fault))
+    return _loaded(reading, min_test, digest.hexdigest())
+
+
 def user_name(user: str) -> str:
     """Return `user` if it is a plain short name, else `user-` and 12 hex digits of its SHA-256.
 
@@ -96,17 +118,20 @@ def _read_line(reading: _Reading, number: int, line: bytes | None) -> None:
         if line is None:
             raise BrokenLine(f"longer than {MAX_LINE_BYTES} bytes")
         if line.strip():
-            record = json_record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-            user = checked_field(record, "user", str)
-            if not user:
-                raise BrokenLine("no user")
-            name = user_name(user)
-            document = _document(record, name, number)
-            reading.drafts[name].append(document)
-            reading.personas[name] = checked_field(record, "persona", str, "") or reading.personas.get(name, "")
-            reading.renamed |= {name} - {user}
+            _take(reading, number, json_record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
     except BrokenLine as fault:
         reading.warn(number, str(fault))
+
+
+def _take(reading: _Reading, number: int, record: Mapping[str, Any]) -> None:
+    user = checked_field(record, "user", str)
+    if not user:
+        raise BrokenLine("no user")
+    name = user_name(user)
+    document = _document(record, name, number)
+    reading.drafts[name].append(document)
+    reading.personas[name] = checked_field(record, "persona", str, "") or reading.personas.get(name, "")
+    reading.renamed |= {name} - {user}
 
 
 def _document(record: Mapping[str, Any], user: str, number: int) -> tuple[Document, bool]:

@@ -364,3 +364,20 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(ModelError) as refused:
         LanguageModel.load(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_the_owners_words_behind_a_long_text_are_read(new_model: NewModel) -> None:
+    """A headline behind an article of any length is a target; without the rule it is cut off."""
+    model = new_model()
+    for length in (10, 47, 48, 49, 200, 1000):
+        encoded = model.encode(Document("d", (Span("x" * length, own=False), Span("abcd", own=True)), "test", 0), 64)
+        assert model.tokenizer.decode(encoded.ids[encoded.target].tolist()) == "abcd"
+        assert len(encoded.ids) <= 64
+
+
+def test_a_long_text_of_the_owners_own_is_read_from_its_beginning(new_model: NewModel) -> None:
+    model = new_model()
+    spans = (Span("x" * 20, own=False), Span("y" * 500, own=True))
+    encoded = model.encode(Document("d", spans, "test", 0), 64)
+    assert model.tokenizer.decode(encoded.ids.tolist()).startswith("x" * 20)
+    assert len(encoded.ids) == 64

@@ -40,7 +40,7 @@ def test_it_passes_in_bfloat16(new_model: Any, tiny_basis: Any, cached: CachedDi
     model = new_model(3, torch.bfloat16)
     model.attach(tiny_basis)
     found = probe_training(model, cached(model, 6), TRAINING)
-    assert 1e-5 < found["gradient_error"] < 0.05
+    assert 1e-5 < found["gradient_error"] < 0.1
 
 
 def test_one_document_is_enough_and_none_is_refused(cored: LanguageModel, cached: CachedDialogues) -> None:

@@ -1,0 +1,159 @@
+"""One person's part of the scorecard, on the host where the person lives: all arms on the same tokens of test text.
+
+    history = to learn from (older) + tuning (the newest third, a few documents at most)
+
+The own adapter and the tuning's memories come from the older part; the arm `chosen` and the advice of `refined` are
+picked on the tuning part by `client.personalize.choose`; what is reported are test documents, which had no say in
+either. Memories for test documents come from the whole history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.documents import Document
+from client.encoder import Encoder
+from client.model import GLOBAL as GLOBAL_ADAPTER
+from client.model import Cached
+from client.personal import LEAST_DOCUMENTS
+from client.personalize import choose
+from client.prompt import templates
+from client.train import OwnTraining, train_own
+from simulation.extension import extension
+from simulation.scorecard.arms import BY_NAME, CHOSEN, EXTENDED, LADDER, OWN, PERSONA_CORE, PROBED, WRONG, Arm
+from simulation.scorecard.lent import CardSettings, Learned, Loan, Tensors
+from simulation.scorecard.memories import Memories
+from simulation.scorecard.reader import Reader, Rows, Written
+
+if TYPE_CHECKING:
+    from simulation.work import HostWork
+
+Vector = NDArray[np.float64]
+TUNING_SHARE = 3
+COLD_ARM, COLD = "hybrid@4", (0, 1, 2, 4, 8, 16)
+
+
+@dataclass
+class PersonCard:
+    """One person's scores by arm, those of the probes, what the model wrote, what was chosen on tuning text.
+
+    `cold` holds the arm `COLD_ARM` with so many of the newest own texts alone, `text_bytes` each test document's
+    scored words.
+    `learned_tokens` went into the own adapter; `tuning_documents` into the choice.
+    """
+
+    rows: dict[str, Rows] = field(default_factory=dict)
+    probes: dict[str, Rows] = field(default_factory=dict)
+    written: dict[str, list[Written]] = field(default_factory=dict)
+    cold: dict[int, Rows] = field(default_factory=dict)
+    text_bytes: dict[str, int] = field(default_factory=dict)
+    chosen: str = "global"
+    advice: int = 0
+    tuning_documents: int = 0
+    history_documents: int = 0
+    learned_tokens: int = 0
+
+
+def split_history(history: Sequence[Document], most: int) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """Return (to learn from, for tuning), both oldest first; with fewer than `LEAST_DOCUMENTS` none is for tuning.
+
+    The newest third, so that four documents to choose by need a history of twelve, and `most` at most.
+    """
+    tuning = min(most, len(history) // TUNING_SHARE) if len(history) >= LEAST_DOCUMENTS else 0
+    cut = len(history) - tuning
+    return tuple(history[:cut]), tuple(history[cut:])
+
+
+def train_for_card(work: HostWork, user: str, core: Vector, settings: CardSettings, seed: int) -> Learned:
+    """Train the person's own LoRA over `core` on the part of the history to learn from; return it and its tokens.
+
+    With `settings.adapter` the adapter of that class too, on the same documents.
+    """
+    learn, _ = split_history(work.people[user].history, settings.tuning_documents)
+    documents: list[Cached] = []
+    total = 0
+    for document in reversed(learn):
+        encoded = work.model.encode(document, settings.document_tokens)
+        if encoded.own_tokens and (not documents or total + encoded.own_tokens <= settings.own_tokens):
+            documents.append(work.model.prefix(encoded))
+            total += encoded.own_tokens
+    own = work.config.own
+    work.model.set_cores(work.learner.layout.unflatten(core))
+    training = OwnTraining(own.rank, own.epochs, own.learning_rate, batch_documents=1)
+    generator = torch.Generator().manual_seed(seed)  # nothing of it leaves: no secret rests on it
+    tensors, _ = train_own(work.model, documents[::-1], training, generator)
+    extended = None
+    if settings.adapter:
+        work.model.activate(GLOBAL_ADAPTER)
+        fitted = extension("adapter", settings.adapter)().fit(work.model, documents[::-1], generator)
+        extended = _arrays(fitted)
+    return Learned(_arrays(tensors), total, extended)
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def score_for_card(
+    work: HostWork, user: str, arms: Sequence[str], loan: Loan, settings: CardSettings, encoder: Encoder
+) -> PersonCard:
+    """Return the person's card for the named arms; those whose core or adapter is not lent are left out."""
+    person = work.people[user]
+    learn, tuning = split_history(person.history, settings.tuning_documents)
+    card = PersonCard(tuning_documents=len(tuning), history_documents=len(person.history))
+    here = [a for name in arms if name in BY_NAME and _lent(a := BY_NAME[name], loan)]
+    reader = Reader(work, loan, settings)
+    tuned = Memories(learn, encoder)
+    if tuning and "refined" in arms:
+        card.advice = reader.best_advice(tuning, tuned)
+    if len(tuning) >= 1 and CHOSEN in arms:
+        card.chosen = _choice(reader, tuning, tuned, loan)
+    found_by = extension("retriever", settings.retriever) if settings.retriever else None
+    memories = {
+        OWN: Memories(person.history, encoder, loan.dated, found_by),
+        WRONG: Memories(loan.wrong_history, encoder, loan.dated),
+    }
+    test = person.test[-settings.test_documents :]
+    advice = templates()["advice"]["attempts"][card.advice]
+    extra = [BY_NAME[card.chosen]] if CHOSEN in arms else []
+    for arm in {a.name: a for a in (*here, *extra)}.values():
+        found = memories.get(arm.memories)
+        card.rows[arm.name] = reader.score(arm, test, found, advice)
+        if loan.probes and arm.name in PROBED:
+            card.probes[arm.name] = reader.score(arm, loan.probes, found, advice)
+        if arm.name in loan.write_with:
+            card.written[arm.name] = reader.write(arm, test, found, advice)
+    for number in COLD if settings.cold_start and COLD_ARM in card.rows else ():
+        if number == 0 or number <= len(person.history):
+            few = Memories(person.history[len(person.history) - number :], encoder, loan.dated)
+            card.cold[number] = reader.score(BY_NAME[COLD_ARM], test, few, advice)
+    if CHOSEN in arms:
+        for kept in (card.rows, card.probes):
+            if card.chosen in kept:
+                kept[CHOSEN] = kept[card.chosen]
+    card.rows = {name: rows for name, rows in card.rows.items() if name in arms}
+    card.text_bytes = reader.text_bytes(test)
+    return card
+
+
+def _lent(arm: Arm, loan: Loan) -> bool:
+    if arm.core == PERSONA_CORE and PERSONA_CORE not in loan.cores and arm.own != OWN:
+        return False
+    if arm.own == EXTENDED:
+        return loan.extended is not None
+    if arm.own == WRONG:
+        return loan.wrong_own is not None
+    return bool(loan.wrong_history) if arm.memories == WRONG else True
+
+
+def _choice(reader: Reader, tuning: Sequence[Document], memories: Memories, loan: Loan) -> str:
+    ladder = [name for name in LADDER if _lent(BY_NAME[name], loan)]
+    rows = [reader.score(BY_NAME[name], tuning, memories, "") for name in ladder]
+    nats = np.array([[n for _, n, _ in row] for row in rows]).reshape(len(ladder), -1)
+    return choose(ladder, nats, np.array([tokens for _, _, tokens in rows[0]], dtype=np.int64)).arm

@@ -1,0 +1,100 @@
+"""Invented people whose right answers are known: who writes formally to whom, and which fact was corrected later.
+
+`register`: each writes formally to one recipient and casually to another; which is which is drawn, and neither name
+says it. `corrected`: each states facts and later corrects them; both values are drawn from one list, so that only the
+history tells which is newer. A document's `order` is its day.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from client.documents import Document, Person, Span
+from simulation.scorecard.probes import Pair
+
+REGISTER, CORRECTED = "register", "corrected"
+NAMES = (
+    "Ada",
+    "Bo",
+    "Cleo",
+    "Dov",
+    "Edda",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ivo",
+    "Jun",
+    "Kaia",
+    "Lars",
+    "Mona",
+    "Nils",
+    "Oona",
+)
+THINGS = ("report", "key", "list", "ticket", "letter", "map", "book", "photo", "plan", "bill", "recipe", "parcel")
+FORMAL = (
+    "I would be most grateful if you could send me the {}. With kind regards",
+    "May I ask you to let me have the {} at your convenience? Yours sincerely",
+    "Thank you very much for the {}, which I received this morning. With kind regards",
+    "I should like to enquire whether the {} has arrived. Yours sincerely",
+)
+CASUAL = (
+    "hey! can u send me the {} pls, thx :)",
+    "yo where's the {}?? need it lol",
+    "got the {}, ur the best!! cu",
+    "hiya, any news about the {}? no rush haha",
+)
+FACTS = (
+    ("My dentist is called Doctor", ("Vale", "Moss", "Birch", "Stone", "Reed", "Frost")),
+    ("My sister lives in", ("Oslo", "Turin", "Lyon", "Ghent", "Porto", "Graz")),
+    ("My bicycle is", ("red", "blue", "green", "black", "white", "yellow")),
+    ("Our choir meets every", ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Sunday")),
+    ("My cat is called", ("Olive", "Pepper", "Sugar", "Coco", "Ginger", "Maple")),
+    ("I work at the", ("bakery", "museum", "harbour", "library", "school", "theatre")),
+)
+WRITTEN_TO_EACH, ASKED_OF_EACH = 4, 3
+
+
+@dataclass(frozen=True)
+class Planted:
+    """An invented person and the pairs that only their history decides."""
+
+    person: Person
+    pairs: tuple[Pair, ...]
+
+
+def planted_people(number: int, seed: int) -> tuple[Planted, ...]:
+    """Return `number` invented people; the same for the same seed."""
+    rng = random.Random(seed)  # noqa: S311 - words for a test, no secret
+    return tuple(_one(rng, f"planted-{i:02d}") for i in range(number))
+
+
+def _one(rng: random.Random, user: str) -> Planted:
+    formal, casual = rng.sample(NAMES, 2)
+    notes: list[tuple[str, str]] = []
+    for _ in range(WRITTEN_TO_EACH):
+        notes += [(f"To {formal}:", rng.choice(FORMAL).format(rng.choice(THINGS)))]
+        notes += [(f"To {casual}:", rng.choice(CASUAL).format(rng.choice(THINGS)))]
+    rng.shuffle(notes)
+    pairs = []
+    for _ in range(ASKED_OF_EACH):
+        thing = rng.choice(THINGS)
+        texts = {formal: rng.choice(FORMAL).format(thing), casual: rng.choice(CASUAL).format(thing)}
+        for to, other in ((formal, casual), (casual, formal)):
+            pairs.append(Pair(REGISTER, f"To {to}:\n", texts[to], texts[other]))
+    drawn = [(stem, rng.sample(values, 2)) for stem, values in FACTS]
+    facts = [(stem, old, new) for stem, (old, new) in drawn]
+    older = [("", f"{stem} {old}.") for stem, old, _ in facts]
+    newer = [("", f"{stem} {new} now, no longer {old}.") for stem, old, new in facts]
+    pairs += [Pair(CORRECTED, stem, f" {new}", f" {old}") for stem, old, new in facts]
+    rng.shuffle(older)
+    rng.shuffle(newer)
+    middle = len(notes) // 2
+    written = [*older, *notes[:middle], *newer, *notes[middle:]]
+    documents = tuple(_document(user, day, to, text) for day, (to, text) in enumerate(written))
+    return Planted(Person(user, documents), tuple(pairs))
+
+
+def _document(user: str, day: int, to: str, text: str) -> Document:
+    spans = (Span(f"{to}\n", own=False), Span(f"{text}\n", own=True)) if to else (Span(f"{text}\n", own=True),)
+    return Document(f"{user}.{day}", spans, "history", day)
