@@ -27,7 +27,7 @@ from client.library import Passage
 from client.live_reply import LiveReply
 from client.model import GLOBAL, OWN, LanguageModel
 from client.own import own_tensors
-from client.personal import active
+from client.personal import PROMPT, active
 from client.preferences import REPLY, SENTENCE, SEPARATOR, SUBJECT
 from client.prompt import CHAT, CONTEXTUAL, CONTINUE, PLAIN, context, templates
 from client.retrieve import METHODS, PersonalIndex
@@ -92,7 +92,8 @@ class Speaker:
         _require_text(question)
         with self._reading:
             index = self._fresh()
-            return [hit.passage for hit in index.search(question, k, self._methods())]
+            arm = self._assistant.chosen()
+            return [hit.passage for hit in index.search(question, k, arm.methods or METHODS, build=arm.build)]
 
     def quote(self, question: str, found: Sequence[Passage]) -> dict[str, Any] | None:
         """Return the sentence of the best passages that is nearest to a question, word for word, and its document."""
@@ -199,13 +200,12 @@ class Speaker:
         index.refresh()
         if len(index) != before:
             self._about = self._assistant.about(index)
+        index.topics = self._about.topics
         return index
 
-    def _methods(self) -> tuple[str, ...]:
-        return self._assistant.chosen().methods or METHODS
-
     def _has_own(self) -> bool:
-        return self._assistant.chosen().own and active(self.vault) is not None
+        now = active(self.vault)  # a soft prompt stands before the upper layers, which a reply does not cut off
+        return self._assistant.chosen().own and now is not None and now[1] != PROMPT
 
     def _speak_as(self, prompt: Prompt) -> None:
         """Make the model the one that speaks: bare, or with what serves the person; never with a round's cores."""

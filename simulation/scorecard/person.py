@@ -21,10 +21,10 @@ from client.documents import Document
 from client.encoder import Encoder
 from client.model import GLOBAL as GLOBAL_ADAPTER
 from client.model import Cached
+from client.own_training import OwnTraining, train_own
 from client.personal import LEAST_DOCUMENTS
 from client.personalize import choose
 from client.prompt import templates
-from client.train import OwnTraining, train_own
 from simulation.extension import extension
 from simulation.scorecard.arms import BY_NAME, CHOSEN, EXTENDED, LADDER, OWN, PERSONA_CORE, PROBED, WRONG, Arm
 from simulation.scorecard.lent import CardSettings, Learned, Loan, Tensors
