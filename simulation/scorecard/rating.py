@@ -5,6 +5,7 @@
 p(r | text) is a logistic regression over embeddings and sentiment of everybody's history (trained centrally: a
 baseline of what sharing could give, no release), h are histograms of ratings, the person's smoothed with `PRIOR`
 ratings of everybody. `similar` needs nobody else: ratings of the person's own nearest texts, which also explain it.
+`mood` needs one number from others, a slope: the person's median moved by how much gladder the text is than theirs.
 The weights w and the number of neighbours are chosen on tuning documents, by everybody's error together. In time
 order: only earlier documents are looked at. The median minimises the absolute error.
 """
@@ -27,8 +28,10 @@ from simulation.progress import Progress
 from simulation.scorecard.person import split_history
 
 Vector = NDArray[np.float64]
-MEDIAN, SIMILAR, EVERYBODY, BOTH, WRONG = "user median", "similar", "everybody", "everybody and own", "wrong person"
-ARMS = (MEDIAN, SIMILAR, EVERYBODY, BOTH, WRONG)
+MEDIAN, SIMILAR, MOOD, EVERYBODY, BOTH = "user median", "similar", "mood", "everybody", "everybody and own"
+WRONG = "wrong person"
+ARMS = (MEDIAN, SIMILAR, MOOD, EVERYBODY, BOTH, WRONG)
+SLOPES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 MAE, RMSE, NDCG, HIT = "MAE", "RMSE", "NDCG@3 of held-out items", "share of stars right"
 PRIOR = 2.0
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
@@ -80,10 +83,10 @@ def rating_values(
         truth = values[rater.test.ratings]
         for arm, distribution in chances.items():
             predicted = values[_medians(distribution)]
-            if arm == MEDIAN:
-                predicted = np.full(len(truth), np.median(values[rater.history.ratings]))
+            if arm in (MEDIAN, MOOD):
+                predicted = _moved(rater.history, rater.test, values, chosen["slope"] if arm == MOOD else 0.0)
             errors = rating_scores(truth.tolist(), predicted.tolist())
-            expected = distribution @ values
+            expected = predicted if arm == MOOD else distribution @ values
             row = {MAE: errors.mae, RMSE: errors.rmse, HIT: float(np.mean(predicted == truth))}
             if len(truth) > 1 and (truth > 0).any():
                 row[NDCG] = ranking_scores(truth.tolist(), expected.tolist(), 3).ndcg
@@ -186,6 +189,7 @@ def _chances(
     text = model(asked.features)
     return {
         MEDIAN: np.tile(_own_histogram(own.ratings, share), (len(asked.ratings), 1)),
+        MOOD: np.tile(_own_histogram(own.ratings, share), (len(asked.ratings), 1)),
         SIMILAR: _nearest(own, asked.features, chosen["sharpness"], share),
         EVERYBODY: text,
         BOTH: text * (_own_histogram(own.ratings, share) / share) ** chosen["weight"],
@@ -197,7 +201,7 @@ def _tuned(raters: Sequence[Rater], count: int, values: Vector) -> dict[str, flo
     """Return the weight of the own histogram and the sharpness of likeness with the least error on tuning documents."""
     asked = [r for r in raters if len(r.tuning.ratings)]
     if not asked:
-        return {"weight": 0.5, "sharpness": 5.0}
+        return {"weight": 0.5, "sharpness": 5.0, "slope": 1.0}
     model = _model([r.learn for r in raters], count)
     share = _histogram(np.concatenate([r.learn.ratings for r in raters]), count)
 
@@ -210,7 +214,31 @@ def _tuned(raters: Sequence[Rater], count: int, values: Vector) -> dict[str, flo
 
     weight = min(WEIGHTS, key=lambda w: error(BOTH, {"weight": w, "sharpness": 5.0}))
     sharpness = min(SHARPNESS, key=lambda s: error(SIMILAR, {"weight": weight, "sharpness": s}))
-    return {"weight": weight, "sharpness": sharpness}
+    slope = min(SLOPES, key=lambda s: _error_of_slope(asked, values, s))
+    return {"weight": weight, "sharpness": sharpness, "slope": slope}
+
+
+def _error_of_slope(raters: Sequence[Rater], values: Vector, slope: float) -> float:
+    errors = [
+        np.abs(_moved(r.learn, r.tuning, values, slope) - values[r.tuning.ratings]).mean()
+        for r in raters
+        if len(r.learn.ratings)
+    ]
+    return float(np.mean(errors))
+
+
+def _moved(history: Rated, asked: Rated, values: Vector, slope: float) -> Vector:
+    """Return the person's median rating, moved by slope times how much gladder a text is than their median text.
+
+    In whole steps of the values that there are, within their range; with slope 0 the median as it is.
+    """
+    median = float(np.median(values[history.ratings]))
+    if slope == 0:
+        return np.full(len(asked.ratings), median)
+    gladder = asked.features[:, -1] - float(np.median(history.features[:, -1]))
+    wanted = median + slope * gladder
+    nearest: Vector = values[np.abs(wanted[:, None] - values[None]).argmin(axis=1)]
+    return nearest
 
 
 def explained(history: Sequence[Document], asked: Document, encoder: Encoder, most: int = 3) -> list[str]:

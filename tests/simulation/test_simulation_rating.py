@@ -14,7 +14,7 @@ from client.encoder import HashedEncoder
 from privacy.errors import ConfigError, DataError
 from simulation.config import load_config
 from simulation.progress import Progress
-from simulation.scorecard.rating import BOTH, EVERYBODY, MAE, MEDIAN, SIMILAR, WRONG, explained, rating_values
+from simulation.scorecard.rating import BOTH, EVERYBODY, MAE, MEDIAN, MOOD, SIMILAR, WRONG, explained, rating_values
 from simulation.scorecard.recipe import Recipe
 
 RECIPES = Path(confide.__file__).parent / "recipes"
@@ -44,7 +44,8 @@ def test_text_and_habit_together_beat_either_alone() -> None:
     assert means[BOTH] < 0.2 < means[EVERYBODY] < means[MEDIAN]
     assert means[SIMILAR] < means[MEDIAN], "their own nearest texts say it too"
     assert means[WRONG] > means[EVERYBODY], "the habit of another is the wrong one"
-    assert chosen["weight"] > 0
+    assert means[MOOD] < means[MEDIAN], "gladder texts, more stars"
+    assert chosen["weight"] > 0 and chosen["slope"] > 0
 
 
 def test_the_nearest_own_items_explain() -> None:
