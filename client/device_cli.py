@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from client import owner_cli, training_cli
+from client import face_cli, owner_cli, training_cli
 from client.device_shell import AsJson, asked_of_agent, open_vault, say, typed
 from client.vault import Vault, home_folder
 from client.vault_key import Opener, opener_from, opens_by
@@ -23,6 +23,7 @@ for _command in (
     *(owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes),
 ):
     device.command()(_command)
+face_cli.mount(device)
 FLASH = "Flash storage may keep old blocks of what was overwritten; they are encrypted under the vault's key."
 
 
@@ -42,7 +43,7 @@ def init(as_json: AsJson = False) -> None:
 
 @device.command()
 def add(
-    place: Annotated[Path, typer.Argument(help="A folder of notes, a git repository, .mbox, .eml, .csv, .jsonl.")],
+    place: Annotated[Path, typer.Argument(help="A folder of notes, a git repository, mail, an exported chat, …")],
     me: Annotated[list[str] | None, typer.Option("--me", help="An address, name or user of yours there.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Take back what you had forgotten one by one.")] = False,
     as_json: AsJson = False,

@@ -13,7 +13,8 @@ from privacy.canonical import sha256_hex
 from privacy.errors import DataError
 
 NOTE, MAIL, CODE, TALK, RATING = "note", "mail", "code", "talk", "rating"
-TYPES = (NOTE, MAIL, CODE, TALK, RATING)
+EVENT, BOOKMARK = "event", "bookmark"
+TYPES = (NOTE, MAIL, CODE, TALK, RATING, EVENT, BOOKMARK)
 MAX_BYTES = 64 * 2**20
 # What the first bytes of a file say, whatever it is called: PDF, PNG, JPEG, GIF, ZIP, gzip, RTF, PostScript, SQLite.
 _NO_TEXT = (b"%PDF-", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"{\\rtf", b"%!PS", b"SQLite ")

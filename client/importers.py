@@ -19,8 +19,10 @@ from typing import Any
 
 from client.forget import drop_unused_pseudonyms, mark
 from client.import_git import own_address, read_commits
+from client.import_lists import is_bookmarks, read_bookmarks, read_calendar
 from client.import_mail import read_mails, senders
 from client.import_ratings import read_ratings
+from client.import_talk import is_chatgpt, is_slack, is_whatsapp, read_chatgpt, read_slack, read_whatsapp
 from client.import_text import MAIL_SUFFIXES, SUFFIXES, media_type, read_notes, read_records
 from client.imported import MAIL, Event, Rated, Skipped, Text, files_below, packed_spans
 from client.vault import Vault
@@ -28,6 +30,7 @@ from privacy.canonical import sha256_hex
 from privacy.errors import DataError
 
 GIT, MAILS, RATINGS, RECORDS, NOTES = "git", "mail", "ratings", "people", "notes"
+WHATSAPP, SLACK, CHATGPT, CALENDAR, BOOKMARKS = "whatsapp", "slack", "chatgpt", "calendar", "bookmarks"
 BATCH = 200
 HELD_BACK_ONE_IN = 5
 SHOWN_SKIPS = 20
@@ -59,20 +62,34 @@ def kind_of(place: Path) -> str:
     if place.is_dir():
         if (place / ".git").exists() or ((place / "objects").is_dir() and (place / "HEAD").is_file()):
             return GIT
+        if is_slack(place):
+            return SLACK
         suffixes = {path.suffix.lower() for path in files_below(place)}
         return MAILS if suffixes & set(MAIL_SUFFIXES) and not suffixes & set(SUFFIXES) else NOTES
     if not place.is_file():
         raise DataError(f"{place.name}: there is no such file or folder")
     suffix = place.suffix.lower()
+    if export := _export_of(place, suffix):
+        return export
     for kind, ends in ((MAILS, MAIL_SUFFIXES), (RATINGS, (".csv",)), (RECORDS, (".jsonl",)), (NOTES, SUFFIXES)):
         if suffix in ends:
             return kind
     with place.open("rb") as file:
         if file.read(5) == b"From ":
             return MAILS
-    raise DataError(
-        f"{place.name}: {media_type(place)} is not read, only text, mail, git, ratings and people's records"
-    )
+    known = "text, mail, git, ratings, people's records, exported chats, calendars, bookmarks"
+    raise DataError(f"{place.name}: {media_type(place)} is not read, only {known}")
+
+
+def _export_of(place: Path, suffix: str) -> str:
+    """Return which program's export a file is by its first bytes, "" where it is none."""
+    if suffix == ".txt" and is_whatsapp(place):
+        return WHATSAPP
+    if suffix in (".html", ".htm") and is_bookmarks(place):
+        return BOOKMARKS
+    if suffix == ".json" and is_chatgpt(place):
+        return CHATGPT
+    return CALENDAR if suffix in (".ics", ".ical") else ""
 
 
 def add(
@@ -108,6 +125,10 @@ def add(
 
 def owners(vault: Vault, place: Path, kind: str, given: Collection[str]) -> frozenset[str]:
     """Return what names the owner in a place: what is given, else what is known from before or from the place."""
+    if kind in (WHATSAPP, SLACK):
+        names = frozenset(given) or frozenset(filter(None, vault.setting("addresses").split("\n")))
+        next(_events(place, kind, names), None)  # raises where nobody of them speaks
+        return names
     if given:
         return frozenset(given)
     known = frozenset(filter(None, vault.setting("addresses").split("\n")))
@@ -116,8 +137,8 @@ def owners(vault: Vault, place: Path, kind: str, given: Collection[str]) -> froz
         if known or here:
             return known | ({here} - {""})
         raise DataError(f"{place.name}: say which commits are yours with --me ADDRESS")
-    if kind == NOTES:
-        return known  # of mails among the notes
+    if kind in (NOTES, CALENDAR):
+        return known  # of mails among the notes, of who organised an event
     if kind == MAILS:
         found = senders(place)
         if set(found) & {address.casefold() for address in known}:
@@ -137,6 +158,16 @@ def _events(place: Path, kind: str, owner: Collection[str]) -> Iterator[Event]:
             yield from read_ratings(place, owner)
         case "people":
             yield from read_records(place, owner)
+        case "whatsapp":
+            yield from read_whatsapp(place, owner)
+        case "slack":
+            yield from read_slack(place, owner)
+        case "chatgpt":
+            yield from read_chatgpt(place, owner)
+        case "calendar":
+            yield from read_calendar(place, owner)
+        case "bookmarks":
+            yield from read_bookmarks(place)
         case _:
             yield from read_notes(place, MAIL_SUFFIXES if owner else ())
             if owner and place.is_dir():
@@ -155,7 +186,7 @@ def _source(vault: Vault, kind: str, place: Path, owner: Collection[str]) -> int
             rows.execute(
                 "INSERT OR IGNORE INTO consent VALUES (?, ?, ?, ?)", (number, purpose, purpose == OWN, time.time())
             )
-        if kind in (GIT, MAILS, NOTES) and owner:
+        if kind in (GIT, MAILS, NOTES, SLACK) and owner:
             row = rows.execute("SELECT value FROM setting WHERE name = 'addresses'").fetchone()
             known = set(row[0].split("\n")) if row else set()
             rows.execute(

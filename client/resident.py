@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ class Resident:
         if home.joined and home.directory.get(home.settings.device) != home.device_key.public_key():
             raise ConfigError(f"{home.settings.device} is not in the directory under this device's key")
         self.home, self.ended = home, ended or threading.Event()
-        lock = threading.RLock()
-        model = loaded(home)
-        self.member = Membership(home, model, lock) if home.joined else None
-        self.person = PersonSide(home.vault, model, lock, encoder) if home.vault is not None else None
+        self.lock, self.model = threading.RLock(), loaded(home)
+        self.forgotten: list[Callable[[], None]] = []  # who else holds text in memory
+        self.member = Membership(home, self.model, self.lock) if home.joined else None
+        self.person = PersonSide(home.vault, self.model, self.lock, encoder) if home.vault is not None else None
         self._socket = PersonSocket(home.folder / PERSON_SOCKET, home.new_token(), self.handle)
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +75,8 @@ class Resident:
                     self.member.forgot()
                 if self.person is not None:
                     self.person.forgot()
+                for drop in self.forgotten:
+                    drop()
                 return {"forgot": True}
             case "end":
                 self.ended.set()

@@ -83,6 +83,18 @@ CREATE TABLE tombstone (mark BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE forgotten (id INTEGER PRIMARY KEY, time REAL NOT NULL, certificate TEXT NOT NULL);
 """
 
+# What was preferred after a prompt that held a document goes with that document.
+PREFERENCES: Final = """
+ALTER TABLE preference ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat';
+CREATE TABLE preference_document (
+    preference INTEGER NOT NULL REFERENCES preference ON DELETE CASCADE, document INTEGER NOT NULL,
+    PRIMARY KEY (preference, document)
+) WITHOUT ROWID;
+CREATE INDEX preference_by_document ON preference_document (document);
+CREATE TRIGGER preference_forgotten AFTER DELETE ON document BEGIN DELETE FROM preference WHERE id IN
+    (SELECT preference FROM preference_document WHERE document = old.id); END;
+"""
+
 # Step i brings a vault from version i to i + 1; never changed once published, only added to.
-MIGRATIONS: Final = (FIRST,)
+MIGRATIONS: Final = (FIRST, PREFERENCES)
 VERSION: Final = len(MIGRATIONS)

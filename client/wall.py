@@ -71,7 +71,9 @@ _ORDER = re.compile("|".join(f"(?:{pattern})" for pattern in _ORDERS), re.IGNORE
 _PICTURE = re.compile(r"!\[([^\]]*)\]\([^)]*\)?")
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)?")
 _TAG = re.compile(r"<(?:img|a|iframe|script|link|object|embed|form|svg|video|audio|style|meta)\b[^>]*>?", re.IGNORECASE)
-_ADDRESS = re.compile(r"\b(?:https?|ftp|file|data|javascript|mailto):\S+|\bwww\.\S+", re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"(?:https?|ftp|file)://\S+|\b(?:https?|ftp|file|data|javascript|mailto):\S+|\bwww\.\S+", re.IGNORECASE
+)
 LINK_LEFT_OUT = "[a link was left out]"
 
 

@@ -1,0 +1,107 @@
+"""Tokens drawn one after the other from the model as it stands, so that a page can show a reply while it is made.
+
+    p(token | so far) = softmax(penalised logits / temperature), cut to the smallest set of mass `top_p`
+
+One prefix is read once for all rows of a batch. The likelihood that is returned beside each token is the model's own,
+without temperature, cut or penalty: what ranks candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client.model import LanguageModel
+
+REPETITION_PENALTY = 1.1
+BOUNDARY = "\ufffd"  # what a tokenizer shows for the first bytes of a character that is not whole yet
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: temperature 0 takes the most likely one, the same every time."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def generator(self) -> torch.Generator:
+        """Return a generator of its own: drawing leaves torch's global one as it was."""
+        made = torch.Generator()
+        if self.seed is None:
+            made.seed()
+        else:
+            made.manual_seed(self.seed)
+        return made
+
+
+LIKELIEST = Sampling()
+
+
+@torch.no_grad()
+def drawn(
+    model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LIKELIEST, rows: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `most` times the next token of every row, int64 [rows], and its log-likelihood, float32 [rows].
+
+    `ids` int64 [T] is the prefix of all rows. Ends early once every row has met the tokenizer's end; a row that has met
+    it goes on and is for the caller to cut.
+    """
+    end = model.tokenizer.eos_token_id
+    generator = sampling.generator()
+    seen = ids[None].repeat(rows, 1)
+    out: Any = model.net(input_ids=ids[None].to(model.device), use_cache=True, logits_to_keep=1)
+    cache = out.past_key_values
+    if rows > 1:
+        cache.batch_repeat_interleave(rows)
+    logits = out.logits[:, -1].float().cpu().repeat(rows, 1)
+    ended = torch.zeros(rows, dtype=torch.bool)
+    for step in range(most):
+        chosen = _next(logits, seen, sampling, generator)
+        likelihood = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        yield chosen, likelihood
+        ended |= chosen == end
+        if bool(ended.all()) or step + 1 == most:
+            return
+        seen = torch.cat([seen, chosen[:, None]], 1)
+        out = model.net(input_ids=chosen[:, None].to(model.device), past_key_values=cache, use_cache=True)
+        logits = out.logits[:, -1].float().cpu()
+
+
+def pieces(model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LIKELIEST) -> Iterator[tuple[str, int]]:
+    """Yield a reply as text in pieces of whole characters, each with the number of tokens made so far."""
+    tokenizer: Any = model.tokenizer
+    made: list[int] = []
+    shown = ""
+    for chosen, _ in drawn(model, ids, most, sampling):
+        token = int(chosen[0])
+        if token == tokenizer.eos_token_id:
+            return
+        made.append(token)
+        text = tokenizer.decode(made, skip_special_tokens=True)
+        if text.endswith(BOUNDARY) or not text.startswith(shown):
+            continue
+        if len(text) > len(shown):
+            yield text[len(shown) :], len(made)
+            shown = text
+    rest = tokenizer.decode(made, skip_special_tokens=True)
+    if rest.startswith(shown) and len(rest) > len(shown):
+        yield rest[len(shown) :], len(made)
+
+
+def _next(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Return the next token of each row: logits float32 [rows, vocabulary], seen int64 [rows, T]."""
+    had = logits.gather(1, seen)
+    logits = logits.scatter(1, seen, torch.where(had < 0, had * REPETITION_PENALTY, had / REPETITION_PENALTY))
+    if sampling.temperature <= 0:
+        return logits.argmax(-1)
+    chances = (logits / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ordered, places = chances.sort(-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered > sampling.top_p] = 0
+        chances = torch.zeros_like(chances).scatter(1, places, ordered)
+    return torch.multinomial(chances, 1, generator=generator)[:, 0]

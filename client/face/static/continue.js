@@ -1,0 +1,61 @@
+import { ask, at, doing, make, speaks, _ } from "./ask.js";
+
+let candidates = [];
+let memories = [];
+let prompt = "";
+
+const kind = () => document.querySelector("input[name=kind]:checked").value;
+
+function drop() {
+  candidates = [];
+  at("continue-candidates").replaceChildren();
+}
+
+async function accept(number) {
+  const chosen = candidates[number];
+  if (chosen === undefined) return;
+  const text = at("continue-text");
+  const behind = { sentence: " ", subject: "\n\n", reply: "\n\n" }[kind()];
+  text.value = kind() === "subject" ? `${chosen.text}${behind}${text.value.trim()}` : `${text.value.trimEnd()}${behind}${chosen.text}`;
+  const rejected = candidates.filter((_each, i) => i !== number).map((each) => each.text);
+  const made = kind();
+  const learn = at("continue-learn").checked;
+  drop();
+  text.focus();
+  text.selectionStart = text.selectionEnd = text.value.length;
+  if (learn) await ask("chosen", { kind: made, prompt, chosen: chosen.text, rejected, documents: memories.map((each) => each.document) });
+}
+
+export function startContinue() {
+  const form = at("continue-form");
+  const button = form.querySelector("button");
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    doing(button, async () => {
+      drop();
+      prompt = at("continue-text").value;
+      at("continue-speaks").textContent = _("Drawing suggestions…");
+      const made = await ask("continue", { text: prompt, kind: kind() });
+      candidates = made.candidates;
+      memories = made.memories;
+      at("continue-speaks").textContent = candidates.length ? speaks(made) : _("Nothing came to mind. Write a little more and try again.");
+      at("continue-candidates").replaceChildren(...candidates.map((each, i) => make("li", { class: "candidate" },
+        make("p", {}, each.text),
+        make("button", { class: "quiet", onclick: () => doing(undefined, () => accept(i)), "aria-label": _("Accept suggestion {number}", { number: i + 1 }) },
+          _("Accept"), " ", make("kbd", {}, `Alt+${i + 1}`)))));
+    });
+  });
+  at("screen-continue").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      form.requestSubmit();
+    } else if (event.altKey && ["Digit1", "Digit2", "Digit3"].includes(event.code)) {
+      event.preventDefault();
+      doing(undefined, () => accept(Number(event.code.slice(-1)) - 1));
+    } else if (event.key === "Escape") {
+      drop();
+      at("continue-text").focus();
+    }
+  });
+  return { continue: () => at("continue-text").focus() };
+}
