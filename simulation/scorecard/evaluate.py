@@ -137,7 +137,7 @@ def scorecard(
             found = {arm: responsiveness_of(cards, arm, encoder) for arm in WRITTEN}
             responsiveness[task.task] = {arm: figures for arm, figures in found.items() if figures}
     if criteria:
-        values["planted"] = probe_values(work.planted(open_run(asked[0].run)))
+        values["planted"] = probe_values(work.probe_people(open_run(asked[0].run)))
     rng = np.random.default_rng([0, 11])
     measures = adjusted([row for task, some in values.items() for row in measure_rows(task, some, rng)])
     table = table_of(tasks, list(range(seeds)), rng)
@@ -240,7 +240,7 @@ class _Work:
         trained, _ = split_people(load_people(config.people, config.max_people), config)
         return [p for p in trained if p.user not in seen and p.history][: self.settings.baseline_people]
 
-    def planted(self, subject: Subject) -> dict[str, PersonCard]:
+    def probe_people(self, subject: Subject) -> dict[str, PersonCard]:
         """Return the cards of invented people with known answers."""
         planted = planted_people(self.settings.planted_people, subject.config.seed)
         people = [each.person for each in planted]

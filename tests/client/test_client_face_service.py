@@ -100,5 +100,9 @@ def test_it_starts_with_the_session_on_macos_and_nowhere_unknown(tmp_path: Path)
 
 
 def test_the_files_in_deploy_are_what_the_command_writes() -> None:
-    assert (DEPLOY / UNIT).read_text() == systemd_unit("%h/.local/bin/confide")
-    assert (DEPLOY / AGENT).read_bytes() == launch_agent("/usr/local/bin/confide")
+    mark, _, unit = (DEPLOY / UNIT).read_text().partition("\n")
+    assert mark.startswith("#") and unit == systemd_unit("%h/.local/bin/confide")
+    agent = (DEPLOY / AGENT).read_bytes()
+    first, mark_line, rest = agent.split(b"\n", 2)
+    assert mark_line.startswith(b"<!--") and first + b"\n" + rest == launch_agent("/usr/local/bin/confide")
+    assert plistlib.loads(agent) == plistlib.loads(launch_agent("/usr/local/bin/confide"))

@@ -75,8 +75,9 @@ class Both:
 
     def works(self) -> None:
         """Fail unless both sockets still serve whoever speaks properly."""
+        before = len(self.frames)
         assert asked(self.relay.path, RELAY_PREAMBLE, relayed(b"x", 3, 2**64 - 1)) == b"\x03\0\0\0<x>"
-        assert self.frames[-1] == (3, 2**64 - 1, b"x")
+        assert (3, 2**64 - 1, b"x") in self.frames[before:]  # one who left without listening may be read after it
         assert asked(self.person.path, PERSON_PREAMBLE, TOKEN, said({"a": 1})) == said({"heard": {"a": 1}})
 
 
