@@ -25,7 +25,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("noise", "lengths", "kept"), MEASURED)
 def test_the_forecast_meets_what_was_measured(noise: float, lengths: tuple[float, ...], kept: float) -> None:
-    assert share_kept(noise * np.linalg.norm(lengths)) == pytest.approx(kept, abs=0.05)
+    assert share_kept(noise * float(np.linalg.norm(lengths))) == pytest.approx(kept, abs=0.05)
 
 
 def test_the_steps_of_four_rounds_are_those_that_were_measured() -> None:

@@ -83,6 +83,6 @@ def test_values_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
 def test_the_schedule_spends_one_length_over_any_number_of_rounds(rounds: int) -> None:
     rate, last = schedule("avg", rounds, 0.08)
     steps = [0.08 * rate * share_left(number, rounds, last) for number in range(rounds)]
-    assert max(steps) <= 0.3 + 1e-12
-    assert sum(steps) == pytest.approx(min(1.3, 0.3 * rounds), rel=0.1)
+    assert max(steps) <= 0.28 + 1e-12
+    assert sum(steps) == pytest.approx(min(1.3, 0.28 * rounds * (1 + last) / 2))
     assert schedule("adam", rounds, 0.08)[0] == pytest.approx(0.38 * 0.08 * rate)

@@ -481,7 +481,7 @@ def test_the_control_cannot_win_and_words_follow_the_bounds() -> None:
     assert wording.best_arm({"wrong_person": 3.0}) is None
     assert wording.arms_in_order(["zeta", "own", "base"]) == ["base", "own", "zeta"]
     assert wording.noise_meaning([]).startswith("not measured")
-    noisy: Any = [{"purpose": "train.global", "alpha": 0.4, "noise_ratio": ratio} for ratio in (9.0, 0.5)]
+    noisy: Any = [{"purpose": "train.global", "alpha": 0.4, "noise_ratio": ratio} for ratio in (10.0, 0.5)]
     assert "less than half of the gain" in wording.noise_meaning(noisy[:1])
     assert "nearly all of the gain" in wording.noise_meaning(noisy[1:])
     assert [wording.epsilon_meaning(e) for e in (1.0, 10.0, 10.1, 88.0, None)] == [
