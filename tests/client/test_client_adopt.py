@@ -16,11 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from client import background, personal, vault_key
+from client import background, personal
 from client.adopt import adopt, put_serving, serving, train_and_settle
 from client.export import export, exports
 from client.forget import RETRAIN
-from client.importers import add
 from client.limits import Limits
 from client.model import GLOBAL, OWN, LanguageModel
 from client.personal import active, put_into, train, training_slice
@@ -28,10 +27,10 @@ from client.personalize import held_back_rows
 from client.releases import put_under, take_over
 from client.train import CoreTraining, core_update
 from client.vault import Vault
-from client.vault_key import Opener
 from privacy.adapter import Basis, Cores
 from privacy.errors import ConfigError, ExportRefused, ReleaseInvalid
 from privacy.release import ReleaseFacts, release_files
+from tests.vault_of_notes import vault_of_notes
 
 NewModel = Callable[..., LanguageModel]
 Publish = Callable[[str, Cores], Path]
@@ -43,13 +42,8 @@ LIMITS = Limits(documents=12)
 
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    monkeypatch.setattr(vault_key, "ARGON2ID", {"iterations": 1, "lanes": 1, "memory_kib": 64})
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    for i in range(40):
-        (folder / f"{i:02}.txt").write_text(f"Note {i}: zyx the boat and the lamp zyx again, zyx the boat {i * 7}.")
-    with Vault.create(tmp_path / "home", Opener(passphrase="x")) as made:
-        add(made, folder)
+    texts = [f"Note {i}: zyx the boat and the lamp zyx again, zyx the boat {i * 7}." for i in range(40)]
+    with vault_of_notes(tmp_path, monkeypatch, texts) as made:
         yield made
 
 

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from client import crossfit, own_training, vault_key
+from client import crossfit, own_training
 from client.assistant import Assistant
 from client.crossfit import Folds
 from client.encoder import HashedEncoder
 from client.extract import extracts
 from client.forget import Wanted, forget
 from client.generate import reply
-from client.importers import add
 from client.library import Passage, documents
 from client.model import GLOBAL, LanguageModel
 from client.personal import train
@@ -29,8 +28,8 @@ from client.rerank import by_likelihood
 from client.retrieve import BY_PROFILE, METHODS, PersonalIndex
 from client.steering import STRENGTHS, checked_strength, steered, steered_nats, steered_reply
 from client.vault import Vault
-from client.vault_key import Opener
 from privacy.errors import ConfigError
+from tests.vault_of_notes import vault_of_notes
 
 NewModel = Callable[..., LanguageModel]
 WORDS = ["boat", "lamp", "train", "green", "sister", "bees", "books", "rain", "cards", "field", "door", "kitchen"]
@@ -38,14 +37,11 @@ WORDS = ["boat", "lamp", "train", "green", "sister", "bees", "books", "rain", "c
 
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    monkeypatch.setattr(vault_key, "ARGON2ID", {"iterations": 1, "lanes": 1, "memory_kib": 64})
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    for i in range(30):
-        first, second = WORDS[i % 12], WORDS[(i * 5 + 1) % 12]
-        (folder / f"{i:02}.txt").write_text(f"Note {i}: the {first} and the {second} again, but not the {first}.")
-    with Vault.create(tmp_path / "home", Opener(passphrase="x")) as made:
-        add(made, folder)
+    pairs = [(WORDS[i % 12], WORDS[(i * 5 + 1) % 12]) for i in range(30)]
+    texts = [
+        f"Note {i}: the {first} and the {second} again, but not the {first}." for i, (first, second) in enumerate(pairs)
+    ]
+    with vault_of_notes(tmp_path, monkeypatch, texts) as made:
         yield made
 
 

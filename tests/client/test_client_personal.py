@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from client import personal, vault_key
+from client import personal
 from client.documents import Document, Span
 from client.encoder import HashedEncoder
 from client.forget import RETRAIN, Wanted, forget
-from client.importers import add
 from client.limits import Limits
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
 from client.personal import (
@@ -30,9 +29,9 @@ from client.personalize import ARMS, BASELINE, arms_for, choose, score_arms
 from client.prompt import NOBODY, About
 from client.retrieve import PersonalIndex
 from client.vault import Vault
-from client.vault_key import Opener
 from privacy.adapter import Basis
 from privacy.errors import ConfideError, ModelError
+from tests.vault_of_notes import vault_of_notes
 
 NewModel = Callable[..., LanguageModel]
 WORDS = ["boat", "lamp", "train", "green", "sister", "bees", "books", "rain", "cards", "field", "door", "kitchen"]
@@ -40,14 +39,12 @@ WORDS = ["boat", "lamp", "train", "green", "sister", "bees", "books", "rain", "c
 
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    monkeypatch.setattr(vault_key, "ARGON2ID", {"iterations": 1, "lanes": 1, "memory_kib": 64})
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    for i in range(40):
-        first, second = WORDS[i % 12], WORDS[(i * 5 + 1) % 12]
-        (folder / f"{i:02}.txt").write_text(f"Note {i}: zyx the {first} and the {second} zyx again, zyx the {first}.")
-    with Vault.create(tmp_path / "home", Opener(passphrase="x")) as made:
-        add(made, folder)
+    pairs = [(WORDS[i % 12], WORDS[(i * 5 + 1) % 12]) for i in range(40)]
+    texts = [
+        f"Note {i}: zyx the {first} and the {second} zyx again, zyx the {first}."
+        for i, (first, second) in enumerate(pairs)
+    ]
+    with vault_of_notes(tmp_path, monkeypatch, texts) as made:
         yield made
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from client import background, personal, vault_key
+from client import background, personal
 from client.forget import Wanted, forget
-from client.importers import add
 from client.limits import Limits, keep_limits, kept_limits, peak_memory_mb
 from client.model import LanguageModel
 from client.own_training import Checkpoint
@@ -26,6 +25,7 @@ from client.personal import active, train, training_slice, unfinished, window
 from client.vault import Vault
 from client.vault_key import Opener
 from privacy.errors import ConfigError, TrainingPaused
+from tests.vault_of_notes import vault_of_notes
 
 NewModel = Callable[..., LanguageModel]
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +51,8 @@ with Vault.open(Path(sys.argv[1]), Opener(passphrase="x")) as vault:
 
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    monkeypatch.setattr(vault_key, "ARGON2ID", {"iterations": 1, "lanes": 1, "memory_kib": 64})
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    for i in range(16):
-        (folder / f"{i:02}.txt").write_text(f"Note {i}: the boat and the lamp, number {i * 7}, zyx zyx again.")
-    with Vault.create(tmp_path / "home", Opener(passphrase="x")) as made:
-        add(made, folder)
+    texts = [f"Note {i}: the boat and the lamp, number {i * 7}, zyx zyx again." for i in range(16)]
+    with vault_of_notes(tmp_path, monkeypatch, texts) as made:
         yield made
 
 
