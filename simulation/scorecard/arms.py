@@ -10,7 +10,7 @@ from client.retrieve import BM25, DENSE, METHODS, TFIDF
 from privacy.errors import ConfigError
 
 BASE, GLOBAL, PERSONA_CORE = "base", "global", "persona"
-NOBODY, OWN, WRONG, EXTENDED = "", "own", "wrong", "extended"
+NOBODY, OWN, WRONG, EXTENDED, PREFERRED = "", "own", "wrong", "extended", "preferred"
 PASSAGES = (1, 4, 8)
 CHOSEN = "chosen"
 
@@ -59,6 +59,7 @@ ARMS: tuple[Arm, ...] = (
     Arm("profile", "a summary of what the person writes about, and texts", GLOBAL, NOBODY, OWN, METHODS, 4, PROFILE),
     Arm("refined", "texts, introduced as served the person best", GLOBAL, NOBODY, OWN, METHODS, 4, REFINED),
     Arm("own", "an adapter trained on the person’s own text", own=OWN),
+    Arm("preference", "own, taught further to prefer own words to what the model writes (DPO)", own=PREFERRED),
     Arm(
         "all",
         "own adapter and texts, of the persona’s adapter where there is one",
@@ -88,7 +89,9 @@ WRITTEN = ("base", "global", "hybrid@4", "own", "all", "wrong_person")  # texts 
 LADDER = ("global", "persona", "bm25@4", "dense@4", "hybrid@4", "persona_prompt", "profile", "own", "all")
 CHOSEN_MEANS = "what served the person best on a slice of their history that is neither trained on nor reported"
 BASELINES = {
+    "central": "LoRA trained on the pooled text of others: no federation could have it",
     "local_only": "own LoRA over the bare base: no federation",
+    "full": "the person’s own copy of all weights of the top two layers, over global",
     "fedit": "LoRA of others, A and B averaged apart, in the clear",
     "ffa": "LoRA of others with A frozen, in the clear",
     "flora": "LoRA of others, stacked into the weights, in the clear",

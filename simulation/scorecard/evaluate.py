@@ -221,7 +221,9 @@ class _Work:
             run_cards(hosts, asked, self.seeds, task, self.progress)
             if self.baselines:
                 federation = Federation(others, subject.config.own.rank, self.settings.baseline_rounds)
-                found = score_baselines(hosts, chosen, self.baselines, federation, self.settings, self.progress)
+                found = score_baselines(
+                    hosts, chosen, self.baselines, federation, self.settings, self.progress, flat["global"]
+                )
                 for user, rows in found.items():
                     task.cards[0][user].rows |= rows
         release: Release = {

@@ -20,7 +20,7 @@ class CardSettings:
     """What the scorecard costs: own tokens learned from, test documents (the newest) and tokens of each that are read.
 
     `tuning_documents` at most decide what is chosen, `passage_tokens` are allowed for each memory that is shown,
-    `written_tokens` for a text that the model writes. `planted_people` are invented for criteria; `cold_start` scores
+    `written_tokens` for a text that the model writes. The arm `preference` learns from `preference_pairs`. `planted_people` are invented for criteria; `cold_start` scores
     also with few of a person's texts; `baseline_people` train the baselines for `baseline_rounds`.
 
     `retriever`, `prompt`, `adapter` and `metric` name a researcher's own classes, see `simulation.extension`; the first
@@ -33,6 +33,7 @@ class CardSettings:
     tuning_documents: int = 6
     passage_tokens: int = 96
     written_tokens: int = 32
+    preference_pairs: int = 8
     planted_people: int = 20
     cold_start: bool = False
     baseline_people: int = 16
@@ -52,11 +53,12 @@ class CardSettings:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a person's host trained for the card: the own adapter, its tokens, and that of an extension."""
+    """What a person's host trained for the card: the own adapter, its tokens, that of an extension, that of pairs."""
 
     own: Tensors
     tokens: int
     extended: Tensors | None = None
+    preferred: Tensors | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Loan:
     """What a person is lent for the arms: flat cores by name, their own adapter, and the controls' from another.
 
     `probes` are documents of nobody's that are scored beside the person's own; with the arms `write_with` the test
-    texts are also written. `dated`: a document's order is its day. `extended`: the own adapter of a given class.
+    texts are also written. `dated`: a document's order is its day. `extended`: the own adapter of a given class;
+    `preferred`: the own adapter after preference optimisation.
     """
 
     cores: Mapping[str, Vector]
@@ -75,3 +78,4 @@ class Loan:
     write_with: tuple[str, ...] = ()
     dated: bool = False
     extended: Tensors | None = None
+    preferred: Tensors | None = None

@@ -18,15 +18,18 @@ import torch
 from numpy.typing import NDArray
 
 from client.documents import Document
+from client.dpo import DPO, Preferred, train_dpo
 from client.encoder import Encoder
 from client.model import GLOBAL as GLOBAL_ADAPTER
-from client.model import Cached
+from client.model import Cached, LanguageModel
+from client.own import own_tensors
 from client.own_training import OwnTraining, train_own
 from client.personal import LEAST_DOCUMENTS
 from client.personalize import choose
+from client.preference import pair_of
 from client.prompt import templates
 from simulation.extension import extension
-from simulation.scorecard.arms import BY_NAME, CHOSEN, EXTENDED, LADDER, OWN, PERSONA_CORE, PROBED, WRONG, Arm
+from simulation.scorecard.arms import BY_NAME, CHOSEN, EXTENDED, LADDER, OWN, PERSONA_CORE, PREFERRED, PROBED, WRONG, Arm
 from simulation.scorecard.lent import CardSettings, Learned, Loan, Tensors
 from simulation.scorecard.memories import Memories
 from simulation.scorecard.reader import Reader, Rows, Written
@@ -70,10 +73,13 @@ def split_history(history: Sequence[Document], most: int) -> tuple[tuple[Documen
     return tuple(history[:cut]), tuple(history[cut:])
 
 
-def train_for_card(work: HostWork, user: str, core: Vector, settings: CardSettings, seed: int) -> Learned:
+def train_for_card(
+    work: HostWork, user: str, core: Vector, settings: CardSettings, seed: int, preferred: bool = False
+) -> Learned:
     """Train the person's own LoRA over `core` on the part of the history to learn from; return it and its tokens.
 
-    With `settings.adapter` the adapter of that class too, on the same documents.
+    With `preferred` it is taught further by preference pairs, beside it; with `settings.adapter` the adapter of that
+    class too, on the same documents.
     """
     learn, _ = split_history(work.people[user].history, settings.tuning_documents)
     documents: list[Cached] = []
@@ -88,12 +94,21 @@ def train_for_card(work: HostWork, user: str, core: Vector, settings: CardSettin
     training = OwnTraining(own.rank, own.epochs, own.learning_rate, batch_documents=1)
     generator = torch.Generator().manual_seed(seed)  # nothing of it leaves: no secret rests on it
     tensors, _ = train_own(work.model, documents[::-1], training, generator)
+    taught = _preferring(work.model, documents[: settings.preference_pairs], generator) if preferred else None
     extended = None
     if settings.adapter:
         work.model.activate(GLOBAL_ADAPTER)
         fitted = extension("adapter", settings.adapter)().fit(work.model, documents[::-1], generator)
         extended = _arrays(fitted)
-    return Learned(_arrays(tensors), total, extended)
+    return Learned(_arrays(tensors), total, extended, taught)
+
+
+def _preferring(model: LanguageModel, documents: Sequence[Cached], generator: torch.Generator) -> Tensors:
+    """Return the active own adapter after DPO on the person's own last words against samples of its own (DITTO)."""
+    pairs = [pair_of(model, document, generator) for document in documents if document.encoded.own_tokens]
+    if pairs:
+        train_dpo(model, [Preferred(pair.own, pair.sample) for pair in pairs], DPO(), generator)
+    return _arrays(own_tensors(model))
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> Tensors:
@@ -147,6 +162,8 @@ def _lent(arm: Arm, loan: Loan) -> bool:
         return False
     if arm.own == EXTENDED:
         return loan.extended is not None
+    if arm.own == PREFERRED:
+        return loan.preferred is not None
     if arm.own == WRONG:
         return loan.wrong_own is not None
     return bool(loan.wrong_history) if arm.memories == WRONG else True

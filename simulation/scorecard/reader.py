@@ -17,7 +17,7 @@ from client.own import load_own
 from client.personal import scored_part
 from client.prompt import CONTINUE, PLAIN, REFINED, About, context, templates
 from simulation.extension import extension
-from simulation.scorecard.arms import BASE, BY_NAME, EXTENDED, OWN, WRONG, Arm
+from simulation.scorecard.arms import BASE, BY_NAME, EXTENDED, OWN, PREFERRED, WRONG, Arm
 from simulation.scorecard.lent import CardSettings, Loan
 from simulation.scorecard.memories import Memories
 
@@ -152,7 +152,7 @@ class Reader:
         name = arm.core if arm.core in cores else "global"
         core = np.zeros_like(cores["global"]) if arm.core == BASE else cores[name]
         self.model.set_cores(self._layout.unflatten(core))
-        own = loan.wrong_own if arm.own == WRONG else loan.own if arm.own == OWN else None
+        own = {WRONG: loan.wrong_own, OWN: loan.own, PREFERRED: loan.preferred}.get(arm.own)
         if arm.own == EXTENDED:
             self.model.activate(GLOBAL_ADAPTER)
             self._adapter.load(self.model, {k: torch.from_numpy(v) for k, v in (loan.extended or {}).items()})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client.documents import Document, Person, own_words
 from simulation.host import Call, Hosts
 from simulation.progress import Progress
-from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE
+from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE, PREFERRED
 from simulation.scorecard.lent import CardSettings, Learned, Loan
 from simulation.scorecard.person import PersonCard
 
@@ -69,6 +69,7 @@ def run_cards(pool: Hosts, asked: Asked, seeds: Sequence[int], task: TaskCards, 
 def _trained(pool: Hosts, asked: Asked, seed: int, task: str, progress: Progress) -> dict[str, Learned]:
     """Return everybody's own adapter and the tokens that it learned from."""
     own: dict[str, Learned] = {}
+    preferred = any(name in BY_NAME and BY_NAME[name].own == PREFERRED for name in asked.arms)
     with progress.task(f"{task}: own adapters, seed {seed}", len(asked.people)) as step:
 
         def done(user: str, result: Learned) -> None:
@@ -76,7 +77,7 @@ def _trained(pool: Hosts, asked: Asked, seed: int, task: str, progress: Progress
             step()
 
         calls: list[tuple[str, Call]] = [
-            (p.user, ("card_train", (p.user, asked.core, asked.settings, seed * SEED_STRIDE + i)))
+            (p.user, ("card_train", (p.user, asked.core, asked.settings, seed * SEED_STRIDE + i, preferred)))
             for i, p in enumerate(asked.people)
         ]
         pool.run(calls, done)
@@ -121,6 +122,7 @@ def _loan(asked: Asked, place: int, own: Mapping[str, Learned]) -> Loan:
         asked.write_with,
         asked.dated,
         own[user].extended if own else None,
+        own[user].preferred if own else None,
     )
 
 

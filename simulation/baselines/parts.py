@@ -1,0 +1,18 @@
+"""The parts of baselines that a host does, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from simulation.baselines.local import likeness, scored, shapes, trained_factors
+from simulation.baselines.whole import fully_tuned, pooled_factors
+
+PARTS: Mapping[str, Callable[..., Any]] = {
+    "full": fully_tuned,
+    "likeness": likeness,
+    "pooled": pooled_factors,
+    "score": scored,
+    "shapes": shapes,
+    "train": trained_factors,
+}
