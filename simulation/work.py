@@ -152,6 +152,7 @@ class HostWork:
         self._socket: RelaySocket | None = None
         self._tests: dict[str, list[Cached]] = {}
         self._encoder: Encoder | None = None  # the scorecard's
+        self.answered: dict[tuple[str, bytes], Any] = {}  # neutral questions under arms of nobody's own
 
     # -- before the first round -------------------------------------------------------------------------------------
 
@@ -335,9 +336,9 @@ class HostWork:
         self._encoder = self._encoder or open_encoder(settings.encoder)
         return score_for_card(self, user, arms, loan, settings, self._encoder)
 
-    def baseline(self, part: str, *arguments: Any) -> Any:
-        """Return one person's part of a baseline, by its name in `simulation.baselines.parts`."""
-        return PARTS[part](self, *arguments)
+    def part(self, name: str, *arguments: Any) -> Any:
+        """Return one person's part of a baseline, or of what the scorecard asks, by its name in `PARTS`."""
+        return PARTS[name](self, *arguments)
 
     def write_checkpoints(self) -> None:
         """Sign the state of each device's ledger, for a witness to countersign."""

@@ -58,7 +58,7 @@ def score_baselines(
     """
     if not federation.trainers:
         raise ConfigError("baselines need people to train who are not scored: evaluation.held_out in the run")
-    shapes = pool.everywhere("baseline", "shapes")[0]
+    shapes = pool.everywhere("part", "shapes")[0]
     wanted = [METHODS[name] for name in names if name in METHODS]
     if {OPPU, FEDDPA} & set(names) and METHODS["fedit"] not in wanted:
         wanted.append(METHODS["fedit"])
@@ -72,7 +72,7 @@ def score_baselines(
         everybodys.append(CENTRAL)
     for person in scored:
         served = {name: Served(shared[name].factors, shared[name].dense) for name in everybodys}
-        calls.append((person.user, ("baseline", ("score", person.user, served | own[person.user], settings))))
+        calls.append((person.user, ("part", ("score", person.user, served | own[person.user], settings))))
     with progress.task("scoring baselines", len(calls)) as step:
 
         def done(user: str, rows: dict[str, Rows]) -> None:
@@ -100,7 +100,7 @@ def _central(
     made: list[Factors] = []
     with progress.task("training centrally on everybody", 1) as step:
         one = federation.trainers[0].user
-        pool.run([(one, ("baseline", ("pooled", texts, lesson, settings)))], lambda _, factors: made.append(factors))
+        pool.run([(one, ("part", ("pooled", texts, lesson, settings)))], lambda _, factors: made.append(factors))
         step()
     return Shared(made[0])
 
@@ -119,7 +119,7 @@ def _full(
             found[user] |= rows
             step()
 
-        pool.run([(u, ("baseline", ("full", u, core, settings, i))) for i, u in enumerate(users)], done)
+        pool.run([(u, ("part", ("full", u, core, settings, i))) for i, u in enumerate(users)], done)
 
 
 def _federated(
@@ -169,7 +169,7 @@ def _trained(
         for user, start in starts.items():
             rate, passes = federation.learning_rate, federation.epochs
             lesson = Lesson(start, method.freezes_a, federation.tokens, passes, rate, number)
-            calls.append((user, ("baseline", ("train", user, lesson, settings))))
+            calls.append((user, ("part", ("train", user, lesson, settings))))
         pool.run(calls, done)
     return found
 
@@ -223,7 +223,7 @@ def _over_fedit(
     own = _trained(pool, dict.fromkeys(users, start), plain, federation, settings, 0, "own over fedit", progress)
     like: dict[str, float] = {}
     if FEDDPA in names:
-        pool.run([(user, ("baseline", ("likeness", user))) for user in users], like.__setitem__)
+        pool.run([(user, ("part", ("likeness", user))) for user in users], like.__setitem__)
     for user, factors in own.items():
         if OPPU in names:
             found[user][OPPU] = Served(factors, under)

@@ -20,7 +20,8 @@ class Arm:
     """One way to serve a person.
 
     `core` is the shared adapter below it, `own` whose own adapter is on, `memories` whose history is searched (by
-    `methods`, for `passages`), `prompt` how it is shown. `means` says it in words. `control` arms should help nobody.
+    `methods`, for `passages`), `prompt` how it is shown. `steer` is how much they weigh, 0 as they are
+    (`client.steering`). `means` says it in words. `control` arms should help nobody.
     """
 
     name: str
@@ -32,8 +33,10 @@ class Arm:
     passages: int = 0
     prompt: str = PLAIN
     control: bool = False
+    steer: float = 0.0
 
 
+STEERED = -0.5
 _FAMILIES = (
     ("bm25", "found by their words (BM25)", (BM25,)),
     ("tfidf", "found by their words (TF-IDF)", (TFIDF,)),
@@ -55,6 +58,17 @@ ARMS: tuple[Arm, ...] = (
     Arm("global", "with the shared adapter that the federation releases"),
     Arm("persona", "global and the shared adapter of the person’s persona", PERSONA_CORE),
     *_retrieval(),
+    Arm(
+        "steered",
+        "texts as hybrid@4, weighing half in every word (context steering)",
+        GLOBAL,
+        NOBODY,
+        OWN,
+        METHODS,
+        4,
+        CONTEXTUAL,
+        steer=STEERED,
+    ),
     Arm("persona_prompt", "a line on how the person writes, and texts", GLOBAL, NOBODY, OWN, METHODS, 4, PERSONA),
     Arm("profile", "a summary of what the person writes about, and texts", GLOBAL, NOBODY, OWN, METHODS, 4, PROFILE),
     Arm("refined", "texts, introduced as served the person best", GLOBAL, NOBODY, OWN, METHODS, 4, REFINED),
@@ -84,7 +98,8 @@ ARMS: tuple[Arm, ...] = (
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
-PROBED = ("base", "global", "hybrid@4", "own", "all", "wrong_person", "wrong_memories")  # by criteria
+PROBED = ("base", "global", "hybrid@4", "steered", "own", "all")  # by neutral questions
+PROBED_PLANTED = (*PROBED, "wrong_person", "wrong_memories")  # by questions that only a history decides
 WRITTEN = ("base", "global", "hybrid@4", "own", "all", "wrong_person")  # texts are written under these
 LADDER = ("global", "persona", "bm25@4", "dense@4", "hybrid@4", "persona_prompt", "profile", "own", "all")
 CHOSEN_MEANS = "what served the person best on a slice of their history that is neither trained on nor reported"

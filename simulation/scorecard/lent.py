@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from client.documents import Document
 from privacy.errors import ConfigError
+from simulation.scorecard.tasks import DEFAULT, task_named
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
@@ -20,11 +21,12 @@ class CardSettings:
     """What the scorecard costs: own tokens learned from, test documents (the newest) and tokens of each that are read.
 
     `tuning_documents` at most decide what is chosen, `passage_tokens` are allowed for each memory that is shown,
-    `written_tokens` for a text that the model writes. The arm `preference` learns from `preference_pairs`. `planted_people` are invented for criteria; `cold_start` scores
+    `written_tokens` for a text that the model writes. The arm `preference` learns from `preference_pairs`. `planted_people` are invented for criteria, which also ask `bias_questions` facts under invented attributes;
+    `cold_start` scores
     also with few of a person's texts; `baseline_people` train the baselines for `baseline_rounds`.
 
     `retriever`, `prompt`, `adapter` and `metric` name a researcher's own classes, see `simulation.extension`; the first
-    three are arms of their own then.
+    three are arms of their own then. `task` is one of `simulation.scorecard.tasks`.
     """
 
     own_tokens: int = 1280
@@ -35,6 +37,7 @@ class CardSettings:
     written_tokens: int = 32
     preference_pairs: int = 8
     planted_people: int = 20
+    bias_questions: int = 12
     cold_start: bool = False
     baseline_people: int = 16
     baseline_rounds: int = 2
@@ -43,10 +46,12 @@ class CardSettings:
     adapter: str = ""
     metric: str = ""
     encoder: str = "minilm"
+    task: str = DEFAULT
 
     def __post_init__(self) -> None:
+        task_named(self.task)
         for name, value in vars(self).items():
-            least = int(name != "tuning_documents")
+            least = int(name not in ("tuning_documents", "bias_questions"))
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ConfigError(f"the scorecard's {name} must be at least {least}, not {value}")
 
@@ -65,9 +70,9 @@ class Learned:
 class Loan:
     """What a person is lent for the arms: flat cores by name, their own adapter, and the controls' from another.
 
-    `probes` are documents of nobody's that are scored beside the person's own; with the arms `write_with` the test
+    `probes` are documents of nobody's that are scored beside the person's own, with the arms `probed`; with the arms `write_with` the test
     texts are also written. `dated`: a document's order is its day. `extended`: the own adapter of a given class;
-    `preferred`: the own adapter after preference optimisation.
+    `preferred`: the own adapter after preference optimisation. `labels` are what a classification chooses from.
     """
 
     cores: Mapping[str, Vector]
@@ -79,3 +84,5 @@ class Loan:
     dated: bool = False
     extended: Tensors | None = None
     preferred: Tensors | None = None
+    labels: tuple[str, ...] = ()
+    probed: tuple[str, ...] = ()

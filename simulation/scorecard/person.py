@@ -24,15 +24,28 @@ from client.model import GLOBAL as GLOBAL_ADAPTER
 from client.model import Cached, LanguageModel
 from client.own import own_tensors
 from client.own_training import OwnTraining, train_own
-from client.personal import LEAST_DOCUMENTS
+from client.personal import LEAST_DOCUMENTS, scored_part
 from client.personalize import choose
 from client.preference import pair_of
 from client.prompt import templates
 from simulation.extension import extension
-from simulation.scorecard.arms import BY_NAME, CHOSEN, EXTENDED, LADDER, OWN, PERSONA_CORE, PREFERRED, PROBED, WRONG, Arm
+from simulation.scorecard.arms import (
+    BY_NAME,
+    CHOSEN,
+    EXTENDED,
+    LADDER,
+    NOBODY,
+    OWN,
+    PERSONA_CORE,
+    PREFERRED,
+    WRONG,
+    Arm,
+)
+from simulation.scorecard.choice import Choice, candidate_documents, choices
 from simulation.scorecard.lent import CardSettings, Learned, Loan, Tensors
 from simulation.scorecard.memories import Memories
 from simulation.scorecard.reader import Reader, Rows, Written
+from simulation.scorecard.tasks import CHOICE, task_named
 
 if TYPE_CHECKING:
     from simulation.work import HostWork
@@ -47,7 +60,7 @@ class PersonCard:
     """One person's scores by arm, those of the probes, what the model wrote, what was chosen on tuning text.
 
     `cold` holds the arm `COLD_ARM` with so many of the newest own texts alone, `text_bytes` each test document's
-    scored words.
+    scored words, `choices` what each arm chose where the task is a choice.
     `learned_tokens` went into the own adapter; `tuning_documents` into the choice.
     """
 
@@ -55,6 +68,7 @@ class PersonCard:
     probes: dict[str, Rows] = field(default_factory=dict)
     written: dict[str, list[Written]] = field(default_factory=dict)
     cold: dict[int, Rows] = field(default_factory=dict)
+    choices: dict[str, list[Choice]] = field(default_factory=dict)
     text_bytes: dict[str, int] = field(default_factory=dict)
     chosen: str = "global"
     advice: int = 0
@@ -137,11 +151,16 @@ def score_for_card(
     test = person.test[-settings.test_documents :]
     advice = templates()["advice"]["attempts"][card.advice]
     extra = [BY_NAME[card.chosen]] if CHOSEN in arms else []
+    is_choice = task_named(settings.task).kind == CHOICE
+    among = candidate_documents(test, loan.labels) if is_choice else ()
     for arm in {a.name: a for a in (*here, *extra)}.values():
         found = memories.get(arm.memories)
         card.rows[arm.name] = reader.score(arm, test, found, advice)
-        if loan.probes and arm.name in PROBED:
-            card.probes[arm.name] = reader.score(arm, loan.probes, found, advice)
+        if loan.probes and arm.name in loan.probed:
+            card.probes[arm.name] = _probed(work, reader, arm, loan, found, advice)
+        if among:
+            rows = reader.score(arm, among, found, advice)
+            card.choices[arm.name] = choices(rows, test, loan.labels)
         if arm.name in loan.write_with:
             card.written[arm.name] = reader.write(arm, test, found, advice)
     for number in COLD if settings.cold_start and COLD_ARM in card.rows else ():
@@ -149,12 +168,31 @@ def score_for_card(
             few = Memories(person.history[len(person.history) - number :], encoder, loan.dated)
             card.cold[number] = reader.score(BY_NAME[COLD_ARM], test, few, advice)
     if CHOSEN in arms:
-        for kept in (card.rows, card.probes):
+        for kept in (card.rows, card.probes, card.choices):
             if card.chosen in kept:
-                kept[CHOSEN] = kept[card.chosen]
+                kept[CHOSEN] = kept[card.chosen]  # type: ignore[index,assignment]
     card.rows = {name: rows for name, rows in card.rows.items() if name in arms}
     card.text_bytes = reader.text_bytes(test)
     return card
+
+
+def _probed(work: HostWork, reader: Reader, arm: Arm, loan: Loan, memories: Memories | None, advice: str) -> Rows:
+    """Return the rows of the probes. Planted ones are each searched for; neutral ones stand behind one search a kind.
+
+    Under an arm of nobody's own the answers are everybody's, and asked once on a host.
+    """
+    if loan.dated:  # planted people: their own history decides
+        return reader.score(arm, loan.probes, memories, advice)
+    key = (arm.name, loan.cores.get(arm.core, loan.cores["global"]).tobytes())
+    if arm.own == NOBODY and arm.memories == NOBODY and arm.core != PERSONA_CORE and key in work.answered:
+        return work.answered[key]
+    rows: Rows = []
+    for kind in dict.fromkeys(d.id.split("/")[0] for d in loan.probes):
+        some = [d for d in loan.probes if d.id.split("/")[0] == kind]
+        rows += reader.score(arm, some, memories, advice, asked=scored_part(some[0])[0])
+    if arm.own == NOBODY and arm.memories == NOBODY and arm.core != PERSONA_CORE:
+        work.answered[key] = rows
+    return rows
 
 
 def _lent(arm: Arm, loan: Loan) -> bool:

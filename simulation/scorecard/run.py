@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client.documents import Document, Person, own_words
 from simulation.host import Call, Hosts
 from simulation.progress import Progress
-from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE, PREFERRED
+from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE, PREFERRED, PROBED
 from simulation.scorecard.lent import CardSettings, Learned, Loan
 from simulation.scorecard.person import PersonCard
 
@@ -47,6 +47,8 @@ class Asked:
     probes: Mapping[str, tuple[Document, ...]] = field(default_factory=dict)  # by person; "" = everybody's
     write_with: tuple[str, ...] = ()
     dated: bool = False
+    labels: tuple[str, ...] = ()
+    probed: tuple[str, ...] = PROBED
 
     def wrong(self, place: int) -> Person | None:
         """Return the wrong person of the person at `place`, None for somebody alone."""
@@ -123,6 +125,8 @@ def _loan(asked: Asked, place: int, own: Mapping[str, Learned]) -> Loan:
         asked.dated,
         own[user].extended if own else None,
         own[user].preferred if own else None,
+        asked.labels,
+        asked.probed,
     )
 
 

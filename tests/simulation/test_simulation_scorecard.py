@@ -131,6 +131,7 @@ def one_task(name: str) -> CardReport:
         "groups": [],
         "gaps": [],
         "responsiveness": {},
+        "bias": {"questions": 0, "rows": [], "gaps": []},
         "releases": [],
         "seconds": 1.0,
         "settings": {},
