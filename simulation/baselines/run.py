@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.documents import Person
 from privacy.errors import ConfigError
-from numpy.typing import NDArray
-
 from simulation.baselines.factors import CENTRAL, FEDDPA, FULL, LOCAL, METHODS, OPPU, Factors, Method, Shared, fresh
 from simulation.baselines.local import Lesson, Served
 from simulation.host import Call, Hosts

@@ -1,10 +1,12 @@
 """Two baselines that no federation could have: LoRA trained centrally on everybody's text, and full fine-tuning.
 
-    central   one LoRA over the bare base, on the pooled documents of all who train, as many passes as others have rounds
+    central   one LoRA over the bare base, on the pooled documents of all who train, in as many passes as others have
+              rounds
     full      every matrix of the top `FULL_LAYERS` layers over the release's global core, on the person's own text
 
-`central` is what sharing the text itself would give: the strongest thing to compare a federation with. `full` is small:
-with all layers a person's copy would be the whole model. Its weights never leave the host, and are put back bit for bit.
+`central` is what sharing the text itself would give: the strongest thing to compare a federation with. `full` is
+small: with all layers a person's copy would be the whole model. Its weights never leave the host, and are put back bit
+for bit.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 One record is one document; which columns hold text, and whose it is, stands in `client.records`.
 
-`i` is the place in time inside a user (the line number where it is missing). Without a `split`, the last
-quarter of a user's records are test. `alternatives` are texts that the person might have chosen and did not. `group` names a conversation that several users share: if one of its
-records is test, all are. A broken line is reported by number and left out.
+`i` is the place in time inside a user (the line number where it is missing). Without a `split`, the last quarter of a
+user's records are test. `alternatives` are texts that the person might have chosen and did not. `group` names a
+conversation that several users share: if one of its records is test, all are. A broken line is reported by number and
+left out.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,11 @@ OWN_PEOPLE = "own"
 
 
 class Release(TypedDict):
-    """What a task's release claims, and why it may claim nothing."""
+    """What a task's release claims, and why it may claim nothing.
+
+    `adversaries` is epsilon at the run's delta against each, `cost` what the run cost a device, both as its report has
+    them; empty where it has none.
+    """
 
     task: str
     release: str
@@ -56,6 +61,9 @@ class Release(TypedDict):
     privacy: dict[str, Json]
     model: str
     people_in_training: int
+    delta: float
+    adversaries: dict[str, float | None]
+    cost: dict[str, float]
 
 
 class CardReport(TypedDict):
@@ -232,6 +240,8 @@ class _Work:
             "privacy": dict(subject.release.facts.privacy),
             "model": subject.config.model,
             "people_in_training": len(subject.devices & {p.user for p in chosen}),
+            "delta": float(subject.config.privacy.delta),
+            **_of_run(question.run, float(subject.config.privacy.delta)),  # type: ignore[typeddict-item]
         }
         return task, release, chosen
 
@@ -273,6 +283,17 @@ class _Work:
             self.open_hosts(hosts_of(subject, people, Path(place))) as hosts,
         ):
             yield hosts
+
+
+def _of_run(run: Path, delta: float) -> dict[str, Json]:
+    """Return what the run's own report says of adversaries and cost; nothing where it has none."""
+    try:
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        told = {row["who"]: row["epsilon"].get(f"{delta:g}") for row in report["privacy"]["adversaries"]}
+        cost = {name: value for name, value in report["cost"].items() if isinstance(value, (int, float))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {"adversaries": {}, "cost": {}}
+    return {"adversaries": told, "cost": cost}
 
 
 def card_people(subject: Subject, source: str | None, most: int | None) -> tuple[list[Person], int, str]:

@@ -21,9 +21,10 @@ class CardSettings:
     """What the scorecard costs: own tokens learned from, test documents (the newest) and tokens of each that are read.
 
     `tuning_documents` at most decide what is chosen, `passage_tokens` are allowed for each memory that is shown,
-    `written_tokens` for a text that the model writes. The arm `preference` learns from `preference_pairs`. `planted_people` are invented for criteria, which also ask `bias_questions` facts under invented attributes;
-    `cold_start` scores
-    also with few of a person's texts; `baseline_people` train the baselines for `baseline_rounds`.
+    `written_tokens` for a text that the model writes; the arm `preference` learns from `preference_pairs`.
+    `planted_people` are invented for criteria, which also ask `bias_questions` facts under invented attributes (0:
+    none); `cold_start` scores also with few of a person's texts; `baseline_people` train the baselines for
+    `baseline_rounds`.
 
     `retriever`, `prompt`, `adapter` and `metric` name a researcher's own classes, see `simulation.extension`; the first
     three are arms of their own then. `task` is one of `simulation.scorecard.tasks`.
@@ -58,21 +59,26 @@ class CardSettings:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a person's host trained for the card: the own adapter, its tokens, that of an extension, that of pairs."""
+    """What a person's host trained for the card: the own adapter, its tokens, an extension's, that of pairs.
+
+    `cpu_s` is what the own adapter alone took.
+    """
 
     own: Tensors
     tokens: int
     extended: Tensors | None = None
     preferred: Tensors | None = None
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Loan:
     """What a person is lent for the arms: flat cores by name, their own adapter, and the controls' from another.
 
-    `probes` are documents of nobody's that are scored beside the person's own, with the arms `probed`; with the arms `write_with` the test
-    texts are also written. `dated`: a document's order is its day. `extended`: the own adapter of a given class;
-    `preferred`: the own adapter after preference optimisation. `labels` are what a classification chooses from.
+    `probes` are documents of nobody's that are scored beside the person's own with the arms `probed`; with the arms
+    `write_with` the test texts are also written. `dated`: a document's order is its day. `extended`: the own adapter of
+    a given class; `preferred`: the own adapter after preference optimisation. `labels` are what a classification
+    chooses from.
     """
 
     cores: Mapping[str, Vector]

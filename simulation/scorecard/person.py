@@ -9,6 +9,7 @@ either. Memories for test documents come from the whole history.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -61,7 +62,8 @@ class PersonCard:
 
     `cold` holds the arm `COLD_ARM` with so many of the newest own texts alone, `text_bytes` each test document's
     scored words, `choices` what each arm chose where the task is a choice.
-    `learned_tokens` went into the own adapter; `tuning_documents` into the choice.
+    `learned_tokens` went into the own adapter, which took `cpu_s`; `tuning_documents` into the choice. `read_tokens` are
+    those of memories that each arm reads before a document.
     """
 
     rows: dict[str, Rows] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class PersonCard:
     advice: int = 0
     tuning_documents: int = 0
     history_documents: int = 0
+    read_tokens: dict[str, float] = field(default_factory=dict)
+    cpu_s: float = 0.0
     learned_tokens: int = 0
 
 
@@ -107,14 +111,16 @@ def train_for_card(
     work.model.set_cores(work.learner.layout.unflatten(core))
     training = OwnTraining(own.rank, own.epochs, own.learning_rate, batch_documents=1)
     generator = torch.Generator().manual_seed(seed)  # nothing of it leaves: no secret rests on it
+    begun = time.process_time()
     tensors, _ = train_own(work.model, documents[::-1], training, generator)
+    cpu_s = time.process_time() - begun
     taught = _preferring(work.model, documents[: settings.preference_pairs], generator) if preferred else None
     extended = None
     if settings.adapter:
         work.model.activate(GLOBAL_ADAPTER)
         fitted = extension("adapter", settings.adapter)().fit(work.model, documents[::-1], generator)
         extended = _arrays(fitted)
-    return Learned(_arrays(tensors), total, extended, taught)
+    return Learned(_arrays(tensors), total, extended, taught, cpu_s)
 
 
 def _preferring(model: LanguageModel, documents: Sequence[Cached], generator: torch.Generator) -> Tensors:
@@ -156,6 +162,7 @@ def score_for_card(
     for arm in {a.name: a for a in (*here, *extra)}.values():
         found = memories.get(arm.memories)
         card.rows[arm.name] = reader.score(arm, test, found, advice)
+        card.read_tokens[arm.name] = reader.read_tokens
         if loan.probes and arm.name in loan.probed:
             card.probes[arm.name] = _probed(work, reader, arm, loan, found, advice)
         if among:
@@ -168,7 +175,7 @@ def score_for_card(
             few = Memories(person.history[len(person.history) - number :], encoder, loan.dated)
             card.cold[number] = reader.score(BY_NAME[COLD_ARM], test, few, advice)
     if CHOSEN in arms:
-        for kept in (card.rows, card.probes, card.choices):
+        for kept in (card.rows, card.probes, card.choices, card.read_tokens):
             if card.chosen in kept:
                 kept[CHOSEN] = kept[card.chosen]  # type: ignore[index,assignment]
     card.rows = {name: rows for name, rows in card.rows.items() if name in arms}

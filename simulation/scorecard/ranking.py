@@ -16,6 +16,7 @@ Sampled candidates make all figures larger than among all items and may change t
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Catalogue:
 
 def _steps(taker: Taker) -> list[tuple[int, int]]:
     history = taker.learn + taker.tuning
-    return list(zip(history, history[1:], strict=False))
+    return list(itertools.pairwise(history))
 
 
 def item_of(document: Document) -> str:
@@ -196,7 +197,7 @@ def _sum(scores: Mapping[str, Vector], weight: float) -> Vector:
 
 
 def explained_items(history: Sequence[Document], item: str, encoder: Encoder, most: int = 3) -> list[str]:
-    """Return the ids of the person's own documents whose items are nearest to `item`, nearest first: why it is shown."""
+    """Return the ids of the person's own documents with the items nearest to `item`, nearest first: why."""
     known = [d for d in history if item_of(d)]
     if not known:
         return []

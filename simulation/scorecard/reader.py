@@ -45,8 +45,8 @@ class Written:
 def _groups(contexts: Sequence[torch.Tensor]) -> list[list[int]]:
     """Return the places of equal contexts together, in order of their first."""
     found: dict[bytes, list[int]] = {}
-    for place, context in enumerate(contexts):
-        found.setdefault(context.numpy().tobytes(), []).append(place)
+    for place, ids in enumerate(contexts):
+        found.setdefault(ids.numpy().tobytes(), []).append(place)
     return list(found.values())
 
 
@@ -56,6 +56,7 @@ class Reader:
     def __init__(self, work: HostWork, loan: Loan, settings: CardSettings) -> None:
         self.model: LanguageModel = work.model
         self._layout, self._loan, self._settings = work.learner.layout, loan, settings
+        self.read_tokens = 0.0  # of memories, a document, in the last score
         self._kept: dict[bytes, torch.Tensor] = {}
         self._shown: dict[tuple[Any, ...], torch.Tensor] = {}
         self._prompt: Any = extension("prompt", settings.prompt)() if settings.prompt else None
@@ -85,6 +86,7 @@ class Reader:
             if encoded.own_tokens:
                 contexts.append(self._context_ids(arm, question if asked is None else asked, memories, advice))
                 named.append(encoded)
+        self.read_tokens = sum(map(len, contexts)) / max(1, len(contexts))
         sums = self._steered(contexts, named, arm.steer) if arm.steer else self._nats(contexts, named)
         return [(e.document, nats, e.own_tokens) for e, nats in zip(named, sums, strict=True)]
 
@@ -122,11 +124,11 @@ class Reader:
         plain = plain_states(self.model, [self._prefix(each) for each in named])
         placed: list[torch.Tensor] = [torch.empty(0)] * len(named)
         for group in _groups(contexts):
-            context, texts = contexts[group[0]], [named[i] for i in group]
-            if self._worth(context, group):
-                states = shared_states(self.model, context, texts)
+            before, texts = contexts[group[0]], [named[i] for i in group]
+            if self._worth(before, group):
+                states = shared_states(self.model, before, texts)
             else:
-                rows = [self._prefix(self.model.with_context(text, context)) for text in texts]
+                rows = [self._prefix(self.model.with_context(text, before)) for text in texts]
                 states = plain_states(self.model, rows)
             for i, state in zip(group, states, strict=True):
                 placed[i] = state
@@ -145,8 +147,8 @@ class Reader:
             question, ranges = scored_part(document)
             if ranges:
                 start = ranges[0][0]
-                context = self._context_ids(arm, question, memories, advice)
-                begun.append(torch.cat([context, self._opening(document.text[:start])]))
+                before = self._context_ids(arm, question, memories, advice)
+                begun.append(torch.cat([before, self._opening(document.text[:start])]))
                 found.append((document.id, document.text[start : ranges[0][1]].strip()))
         one_line = task_named(self._settings.task).one_line
         texts = continued(self.model, begun, self._settings.written_tokens)

@@ -98,7 +98,8 @@ def _scored(
     with progress.task(label, len(asked.people)) as step:
 
         def done(user: str, card: PersonCard) -> None:
-            card.learned_tokens = own[user].tokens if user in own else 0
+            if user in own:
+                card.learned_tokens, card.cpu_s = own[user].tokens, own[user].cpu_s
             cards[user] = card
             step()
 

@@ -228,6 +228,9 @@ def test_the_page_holds_what_the_json_holds(tmp_path: Path) -> None:
             "privacy": {},
             "model": "m",
             "people_in_training": 0,
+            "delta": 1e-6,
+            "adversaries": {},
+            "cost": {},
         }
     )
     page = card_html(report)
