@@ -61,9 +61,8 @@ class PersonCard:
     """One person's scores by arm, those of the probes, what the model wrote, what was chosen on tuning text.
 
     `cold` holds the arm `COLD_ARM` with so many of the newest own texts alone, `text_bytes` each test document's
-    scored words, `choices` what each arm chose where the task is a choice.
-    `learned_tokens` went into the own adapter, which took `cpu_s`; `tuning_documents` into the choice. `read_tokens` are
-    those of memories that each arm reads before a document.
+    scored words, `choices` what each arm chose where the task is a choice. `learned_tokens` went into the own adapter,
+    which took `cpu_s`; `tuning_documents` into the choice. `read_tokens` of memories each arm reads before a document.
     """
 
     rows: dict[str, Rows] = field(default_factory=dict)

@@ -2,12 +2,13 @@
 
 An item is what a rated document is about (its text before a number), else its own words. In time order: for every test
 document the person's earlier documents alone are known. Candidates are all items where there are `MOST_CANDIDATES` at
-most, else the item taken and others drawn that the person has not had (their order is that of the seed).
+most (but what somebody has had who never takes anything twice), else the item taken and others drawn that the person
+has not had.
 
     popularity   how many of the others' histories hold it, in the clear
     similar      mean cosine of its `NEAREST` own nearest items, newer ones weighing more: needs nobody else
     sequential   P(item | the item before it) over everybody's histories, in the clear, backing off to popularity
-    together     places in the three added; the weight of `similar` is chosen on tuning documents, by everybody's NDCG
+    together     ln P of `sequential` + w `similar`; w is chosen on tuning documents, by everybody's NDCG
     wrong person `together` with the next person's history
 
 Sampled candidates make all figures larger than among all items and may change their order (Krichene, Rendle 2020, KDD).
@@ -40,7 +41,7 @@ NDCG, HIT = f"NDCG@{K} of the next item", f"hit ratio@{K} of the next item"
 NDCG_3, HIT_1 = "NDCG@3 of the next item", "hit ratio@1 of the next item"
 MOST_CANDIDATES = 100
 NEAREST, FADING, BACK_OFF = 3, 0.9, 1.0
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -180,19 +181,16 @@ def _scored(
 def _candidates(items: int, asked: int, had: Sequence[int], user: str) -> list[int]:
     """Return the items to rank, in an order that says nothing of the right one."""
     rng = np.random.default_rng([items, asked, len(had), *user.encode()])
-    if items <= MOST_CANDIDATES:
-        return [int(i) for i in rng.permutation(items)]
     free = np.setdiff1d(np.arange(items), [*had, asked])
+    if items <= MOST_CANDIDATES:
+        once = len(set(had)) == len(had) > 1 and asked not in had
+        return [int(i) for i in rng.permutation([asked, *free] if once else items)]
     others = rng.choice(free, min(len(free), MOST_CANDIDATES - 1), replace=False)
     return [int(i) for i in rng.permutation([asked, *others])]
 
 
 def _sum(scores: Mapping[str, Vector], weight: float) -> Vector:
-    """Return the sum of places, the last highest; equal scores share a place."""
-    from scipy.stats import rankdata
-
-    places = {arm: rankdata(values) for arm, values in scores.items()}
-    total: Vector = places[POPULARITY] + places[SEQUENTIAL] + weight * places[SIMILAR]
+    total: Vector = np.log(scores[SEQUENTIAL]) + weight * scores[SIMILAR]
     return total
 
 

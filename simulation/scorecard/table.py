@@ -27,8 +27,9 @@ class Row(TypedDict):
 
     `p_holm` is adjusted over the tasks; `said` is "shown", "shown to be worse" or "not shown". `bits_per_token`,
     `bits_per_byte` and `perplexity` (per token) are of the arm itself, people together. `seed_deviation` is the
-    standard deviation of the mean over seeds, None for one seed. What it costs a device: `read_tokens` of memories before
-    a document, `cpu_s` to train what is the person's own, both in the mean over people. `values` is what every person got, by pseudonym.
+    standard deviation of the mean over seeds, None for one seed. What it costs a device, in the mean over people:
+    `read_tokens` of memories before a document, `cpu_s` to train what is the person's own. `values` is what every
+    person got, by pseudonym.
     """
 
     task: str

@@ -72,7 +72,8 @@ def test_the_place_of_a_candidate_says_nothing() -> None:
         assert len(some) == len(set(some)) == 100 and asked in some and (asked in (7, 9) or not {7, 9} & set(some))
         hits += asked in some[:10]
     assert 15 <= hits <= 45
-    assert sorted(ranking._candidates(5, 3, (1,), "u")) == list(range(5))
+    assert sorted(ranking._candidates(5, 3, (1, 1), "u")) == list(range(5)), "who repeats may repeat"
+    assert sorted(ranking._candidates(5, 3, (1, 2), "u")) == [0, 3, 4]
 
 
 def test_an_item_is_what_was_rated_or_chosen() -> None:
