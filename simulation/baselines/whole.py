@@ -59,7 +59,7 @@ def fully_tuned(
     documents = [model.prefix(d) for d in newest(model, learn, settings.own_tokens, settings.document_tokens)]
     reader = Reader(work, Loan({"global": core}, {}, None, ()), settings)
     with put_back(top_matrices(model, FULL_LAYERS)) as weights:
-        _tune(model, weights, documents, torch.Generator().manual_seed(seed))
+        tune(model, weights, documents, torch.Generator().manual_seed(seed))
         return {"full": reader.score(BY_NAME["global"], person.test[-settings.test_documents :], None, "")}
 
 
@@ -81,12 +81,19 @@ def put_back(weights: Sequence[nn.Parameter]) -> Iterator[Sequence[nn.Parameter]
                 weight.copy_(kept)
 
 
-def _tune(
-    model: LanguageModel, weights: Sequence[nn.Parameter], documents: Sequence[Cached], generator: torch.Generator
+def tune(
+    model: LanguageModel,
+    weights: Sequence[nn.Parameter],
+    documents: Sequence[Cached],
+    generator: torch.Generator,
+    rate: float = FULL_RATE,
 ) -> None:
-    """AdamW over float32 copies, one document a step, the rate falling to zero: bfloat16 would lose small steps."""
+    """Train the weights in place: AdamW, one document a step, the rate falling to zero.
+
+    Steps are taken on float32 copies: bfloat16 would lose the small ones.
+    """
     masters = [nn.Parameter(weight.detach().float()) for weight in weights]
-    optimizer = torch.optim.AdamW(masters, lr=FULL_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(masters, lr=rate, weight_decay=0.0)
     loss, steps, done = DocumentLoss(model, []), FULL_EPOCHS * len(documents), 0
     with trainable(list(weights)):
         for _ in range(FULL_EPOCHS):
@@ -94,7 +101,7 @@ def _tune(
                 rows = padded([documents[place]])
                 loss(rows.hidden, *rows.where, rows.labels).mean().backward()
                 for group in optimizer.param_groups:
-                    group["lr"] = FULL_RATE * (1 - done / steps)
+                    group["lr"] = rate * (1 - done / steps)
                 for master, weight in zip(masters, weights, strict=True):
                     master.grad = None if weight.grad is None else weight.grad.float()
                     weight.grad = None
