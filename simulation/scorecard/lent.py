@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,7 @@ class Loan:
     `probes` are documents of nobody's that are scored beside the person's own with the arms `probed`; with the arms
     `write_with` the test texts are also written. `dated`: a document's order is its day. `extended`: the own adapter of
     a given class; `preferred`: the own adapter after preference optimisation. `labels` are what a classification
-    chooses from.
+    chooses from, `tuned` the rows of tuning documents that another seed has scored already.
     """
 
     cores: Mapping[str, Vector]
@@ -92,3 +92,4 @@ class Loan:
     preferred: Tensors | None = None
     labels: tuple[str, ...] = ()
     probed: tuple[str, ...] = ()
+    tuned: Mapping[str, list[tuple[str, float, int]]] = field(default_factory=dict)

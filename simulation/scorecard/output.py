@@ -32,10 +32,14 @@ def write_card(folder: Path, card: CardReport) -> None:
 def card_html(card: CardReport) -> str:
     """Return the page: one file, no script, nothing from elsewhere."""
     parts = [_part(card, task) for task in card["table"]["tasks"]]
+    said = {note for part in parts for note in part["notes"]}
+    rest = [note for note in card["table"]["notes"] if note not in said]
     return (
         page_environment()
         .get_template("scorecard.html.j2")
-        .render(card=card, parts=parts, meaning=meaning, measures=_by_measure(card["measures"]), lower=LOWER)
+        .render(
+            card=card, parts=parts, notes=rest, meaning=meaning, measures=_by_measure(card["measures"]), lower=LOWER
+        )
     )
 
 
@@ -56,6 +60,7 @@ def _part(card: CardReport, task: Task) -> dict[str, Any]:
     return {
         "task": task,
         "rows": rows,
+        "notes": [note for note in card["table"]["notes"] if note.startswith((f"{task['task']},", f"{task['task']}:"))],
         "gain": drawing(figures.gain_plot(plot, f"fewer bits than {reference} (global: than base), %")),
         "waterfall": drawing(figures.waterfall_plot(_steps(card, task))),
         "cold": drawing(_cold(card, task)),

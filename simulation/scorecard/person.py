@@ -63,6 +63,7 @@ class PersonCard:
     `cold` holds the arm `COLD_ARM` with so many of the newest own texts alone, `text_bytes` each test document's
     scored words, `choices` what each arm chose where the task is a choice. `learned_tokens` went into the own adapter,
     which took `cpu_s`; `tuning_documents` into the choice. `read_tokens` of memories each arm reads before a document.
+    `tuned` are the tuning documents' rows of arms that depend on no seed.
     """
 
     rows: dict[str, Rows] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class PersonCard:
     history_documents: int = 0
     read_tokens: dict[str, float] = field(default_factory=dict)
     cpu_s: float = 0.0
+    tuned: dict[str, Rows] = field(default_factory=dict)
     learned_tokens: int = 0
 
 
@@ -147,7 +149,7 @@ def score_for_card(
     if tuning and "refined" in arms:
         card.advice = reader.best_advice(tuning, tuned)
     if len(tuning) >= 1 and CHOSEN in arms:
-        card.chosen = _choice(reader, tuning, tuned, loan)
+        card.chosen, card.tuned = _choice(reader, tuning, tuned, loan)
     found_by = extension("retriever", settings.retriever) if settings.retriever else None
     memories = {
         OWN: Memories(person.history, encoder, loan.dated, found_by),
@@ -213,8 +215,12 @@ def _lent(arm: Arm, loan: Loan) -> bool:
     return bool(loan.wrong_history) if arm.memories == WRONG else True
 
 
-def _choice(reader: Reader, tuning: Sequence[Document], memories: Memories, loan: Loan) -> str:
+def _choice(reader: Reader, tuning: Sequence[Document], memories: Memories, loan: Loan) -> tuple[str, dict[str, Rows]]:
+    """Return what is chosen on tuning documents, and the rows of the arms that no seed changes."""
     ladder = [name for name in LADDER if _lent(BY_NAME[name], loan)]
-    rows = [reader.score(BY_NAME[name], tuning, memories, "") for name in ladder]
+    rows = [
+        loan.tuned[name] if name in loan.tuned else reader.score(BY_NAME[name], tuning, memories, "") for name in ladder
+    ]
     nats = np.array([[n for _, n, _ in row] for row in rows]).reshape(len(ladder), -1)
-    return choose(ladder, nats, np.array([tokens for _, _, tokens in rows[0]], dtype=np.int64)).arm
+    kept = {name: row for name, row in zip(ladder, rows, strict=True) if BY_NAME[name].own == NOBODY}
+    return choose(ladder, nats, np.array([tokens for _, _, tokens in rows[0]], dtype=np.int64)).arm, kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from simulation.progress import Progress
 from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE, PREFERRED, PROBED
 from simulation.scorecard.lent import CardSettings, Learned, Loan
 from simulation.scorecard.person import PersonCard
+from simulation.scorecard.reader import Rows
 
 Vector = NDArray[np.float64]
 SEED_STRIDE = 1_000_003
@@ -49,6 +50,7 @@ class Asked:
     dated: bool = False
     labels: tuple[str, ...] = ()
     probed: tuple[str, ...] = PROBED
+    tuned: Mapping[str, Mapping[str, Rows]] = field(default_factory=dict)  # by person, from an earlier seed
 
     def wrong(self, place: int) -> Person | None:
         """Return the wrong person of the person at `place`, None for somebody alone."""
@@ -62,6 +64,8 @@ def run_cards(pool: Hosts, asked: Asked, seeds: Sequence[int], task: TaskCards, 
     task.declared = {person.user: person.persona for person in asked.people}
     needs_own = any(name == CHOSEN or BY_NAME[name].own for name in asked.arms)
     for number, seed in enumerate(seeds):
+        if number:  # what was written and asked under the first seed is what is told
+            asked = replace(asked, probes={}, write_with=(), tuned={u: c.tuned for u, c in task.cards[0].items()})
         arms = list(asked.arms) if number == 0 else [name for name in asked.arms if _seeded(name)]
         own = _trained(pool, asked, seed, task.task, progress) if needs_own else {}
         task.cards.append(_scored(pool, asked, arms, own, f"{task.task}: scoring, seed {seed}", progress))
@@ -128,6 +132,7 @@ def _loan(asked: Asked, place: int, own: Mapping[str, Learned]) -> Loan:
         own[user].preferred if own else None,
         asked.labels,
         asked.probed,
+        asked.tuned.get(user, {}),
     )
 
 
