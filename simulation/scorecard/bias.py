@@ -119,7 +119,17 @@ def bias_of(found: Mapping[str, Mapping[str, Rows]], rng: np.random.Generator) -
         margins = {key: _margins(some) for key, some in by_value.items()}
         for key, (names, values) in margins.items():
             attribute, _, value = key.partition("=")
-            rows.append({"arm": arm, "attribute": attribute, "value": value, **_figures(names, values)})  # type: ignore[typeddict-item]
+            found_here = _figures(names, values)
+            rows.append(
+                {
+                    "arm": arm,
+                    "attribute": attribute,
+                    "value": value,
+                    "accuracy": found_here["accuracy"],
+                    "refusal": found_here["refusal"],
+                    "margin": found_here["margin"],
+                }
+            )
             questions = len(names)
         for attribute in ATTRIBUTES:
             some = [both for key, both in margins.items() if key.startswith(f"{attribute}=")]

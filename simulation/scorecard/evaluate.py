@@ -241,7 +241,7 @@ class _Work:
             "model": subject.config.model,
             "people_in_training": len(subject.devices & {p.user for p in chosen}),
             "delta": float(subject.config.privacy.delta),
-            **_of_run(question.run, float(subject.config.privacy.delta)),  # type: ignore[typeddict-item]
+            **_of_run(question.run, float(subject.config.privacy.delta)),
         }
         return task, release, chosen
 
@@ -285,7 +285,12 @@ class _Work:
             yield hosts
 
 
-def _of_run(run: Path, delta: float) -> dict[str, Json]:
+class _OfRun(TypedDict):
+    adversaries: dict[str, float | None]
+    cost: dict[str, float]
+
+
+def _of_run(run: Path, delta: float) -> _OfRun:
     """Return what the run's own report says of adversaries and cost; nothing where it has none."""
     try:
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from simulation.scorecard.evaluate import CardReport, Release
 from simulation.scorecard.table import Row, Task
 
 STEPS = ("base", "global", "persona", "hybrid@4", "own", "all", CHOSEN)
-SPREAD_OF = ("all", CHOSEN)
+SPREAD_OF = (CHOSEN,)
 PEOPLE_OF = ("global", "persona", "hybrid@4", "own", "preference", "all", CHOSEN, "wrong_person", "wrong_memories")
 
 

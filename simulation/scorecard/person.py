@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -176,9 +176,10 @@ def score_for_card(
             few = Memories(person.history[len(person.history) - number :], encoder, loan.dated)
             card.cold[number] = reader.score(BY_NAME[COLD_ARM], test, few, advice)
     if CHOSEN in arms:
-        for kept in (card.rows, card.probes, card.choices, card.read_tokens):
+        told: list[dict[str, Any]] = [card.rows, card.probes, card.choices, card.read_tokens]
+        for kept in told:
             if card.chosen in kept:
-                kept[CHOSEN] = kept[card.chosen]  # type: ignore[index,assignment]
+                kept[CHOSEN] = kept[card.chosen]
     card.rows = {name: rows for name, rows in card.rows.items() if name in arms}
     card.text_bytes = reader.text_bytes(test)
     return card

@@ -133,16 +133,18 @@ def ranking_values(
 
 
 def _read(people: Sequence[Person], encoder: Encoder, tuning: int, test: int) -> tuple[Catalogue, list[Taker]]:
-    parts = [(p, *split_history(p.history, tuning), p.test[-test:]) for p in people]
-    kept = [(p, *some) for p, *some in parts if len(some[0]) > 1 and some[2]]
+    parts = [(p.user, [*map(_items, split_history(p.history, tuning)), _items(p.test[-test:])]) for p in people]
+    kept = [(user, some) for user, some in parts if len(some[0]) > 1 and some[2]]
     if len(kept) < 2:
         raise DataError("ranking needs two people with two items of history and an item to come")
-    items = sorted({item_of(d) for _, *some in kept for part in some for d in part if item_of(d)})
+    items = sorted({item for _, some in kept for part in some for item in part})
     places = {item: place for place, item in enumerate(items)}
-    takers = [
-        Taker(p.user, *(tuple(places[item_of(d)] for d in part if item_of(d)) for part in some)) for p, *some in kept
-    ]
+    takers = [Taker(user, *(tuple(places[item] for item in part) for part in some)) for user, some in kept]
     return Catalogue(items, takers, encoder), takers
+
+
+def _items(documents: Sequence[Document]) -> list[str]:
+    return [item for document in documents if (item := item_of(document))]
 
 
 def _questions(before: Sequence[int], asked: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
