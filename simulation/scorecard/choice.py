@@ -60,9 +60,9 @@ def choices(rows: Rows, documents: Sequence[Document], labels: Sequence[str]) ->
     """Return what an arm's rows of `candidate_documents` choose for each document; equals go to the first."""
     costs: dict[str, dict[int, float]] = {}
     for name, nats, tokens in rows:
-        document, mark, number = name.rpartition(_CANDIDATE)
+        asked, mark, number = name.rpartition(_CANDIDATE)
         if mark:
-            costs.setdefault(document, {})[int(number)] = nats / max(1, tokens)
+            costs.setdefault(asked, {})[int(number)] = nats / max(1, tokens)
     found = []
     for document in documents:
         some, cost = candidates(document, labels), costs.get(document.id, {})
