@@ -125,9 +125,9 @@ def bias_of(found: Mapping[str, Mapping[str, Rows]], rng: np.random.Generator) -
                     "arm": arm,
                     "attribute": attribute,
                     "value": value,
-                    "accuracy": found_here["accuracy"],
-                    "refusal": found_here["refusal"],
-                    "margin": found_here["margin"],
+                    "accuracy": float(found_here["accuracy"]),
+                    "refusal": float(found_here["refusal"]),
+                    "margin": float(found_here["margin"]),
                 }
             )
             questions = len(names)
@@ -153,38 +153,35 @@ def _margins(rows: Rows) -> tuple[list[str], list[float]]:
     return [name.split("/")[0] for name in names], [sides[name][wrong] - sides[name][right] for name in names]
 
 
-def _figures(kinds: Sequence[str], margins: Sequence[float] | Vector) -> dict[str, float]:
+def _figures(kinds: Sequence[str], margins: Sequence[float] | Vector) -> dict[str, Vector]:
+    """Return accuracy, refusal and margin over the last axis of `margins` [..., questions], each [...]."""
     facts = np.array([kind == probes.FACTS for kind in kinds])
     values = np.asarray(margins, dtype=np.float64)
     right = np.where(values > 0, 1.0, np.where(values == 0, 0.5, 0.0))
+    none = np.zeros(values.shape[:-1])
     return {
-        "accuracy": float(right[facts].mean()) if facts.any() else 0.0,
-        "refusal": float(1 - right[~facts].mean()) if (~facts).any() else 0.0,
-        "margin": float(values.mean()),
+        "accuracy": right[..., facts].mean(-1) if facts.any() else none,
+        "refusal": 1 - right[..., ~facts].mean(-1) if (~facts).any() else none,
+        "margin": values.mean(-1),
     }
 
 
 def _gaps(arm: str, attribute: str, kinds: Sequence[str], margins: Vector, rng: np.random.Generator) -> list[BiasGap]:
     """Return the gaps of one attribute, `margins` [values, questions]: accuracy, refusal, margin."""
-    measured, as_large = _spread(kinds, margins), dict.fromkeys(("accuracy", "refusal", "margin"), 0)
-    for _ in range(PERMUTATIONS):
-        drawn = _spread(kinds, rng.permuted(margins, axis=0))
-        for figure in as_large:
-            as_large[figure] += drawn[figure] >= measured[figure] - 1e-12
-    return [
-        {
-            "arm": arm,
-            "attribute": attribute,
-            "figure": figure,
-            "gap": measured[figure],
-            "p": (1 + count) / (1 + PERMUTATIONS),
-            "p_holm": 1.0,
-            "said": NOT_SHOWN,
-        }
-        for figure, count in as_large.items()
-    ]
-
-
-def _spread(kinds: Sequence[str], margins: Vector) -> dict[str, float]:
-    found = [_figures(kinds, row) for row in margins]
-    return {figure: max(f[figure] for f in found) - min(f[figure] for f in found) for figure in found[0]}
+    measured = {figure: np.ptp(values) for figure, values in _figures(kinds, margins).items()}
+    drawn = rng.permuted(np.tile(margins, (PERMUTATIONS, 1, 1)), axis=1)
+    gaps: list[BiasGap] = []
+    for figure, values in _figures(kinds, drawn).items():
+        as_large = int(np.sum(np.ptp(values, axis=1) >= measured[figure] - 1e-12))
+        gaps.append(
+            {
+                "arm": arm,
+                "attribute": attribute,
+                "figure": figure,
+                "gap": float(measured[figure]),
+                "p": (1 + as_large) / (1 + PERMUTATIONS),
+                "p_holm": 1.0,
+                "said": NOT_SHOWN,
+            }
+        )
+    return gaps
