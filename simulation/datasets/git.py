@@ -21,6 +21,8 @@ from simulation.datasets.loaded import Loaded
 
 def load(folder: Path, min_test: int, _strict: bool = False) -> Loaded:
     """Return the authors of the repository in `folder`, those with most words first. Raises DataError for none."""
+    if not any((folder / name).exists() for name in (".git", "HEAD")):
+        raise DataError("git: no repository is in the folder; get it from one's own disk, as a clone")
     digest, by_user = hashlib.sha256(), dict[str, list[Document]]()
     for address, commit in code_of_all(folder):
         digest.update(commit.key.encode())
