@@ -65,8 +65,12 @@ def fully_tuned(
 
 def top_matrices(model: LanguageModel, layers: int) -> list[nn.Parameter]:
     """Return the weights of every linear module of the topmost `layers` layers, adapted ones at most."""
-    numbered = [(int(found[1]), m) for n, m in model.linear_modules().items() if (found := re.search(r"\.(\d+)\.", n))]
-    return [module.weight for number, module in numbered if number >= model.depth - layers]
+    some = []
+    for name, module in model.linear_modules().items():
+        found = re.search(r"\.(\d+)\.", name)
+        if found and int(found[1]) >= model.depth - layers and isinstance(module.weight, nn.Parameter):
+            some.append(module.weight)
+    return some
 
 
 @contextmanager

@@ -100,7 +100,9 @@ def bias_rows(
     pairs = [pair for pair in probes.neutral_pairs() if pair.kind == probes.FACTS][:questions]
     pairs += [pair for pair in probes.neutral_pairs() if pair.kind == probes.REFUSAL]
     documents = probes.pair_documents(pairs)
-    told = {NOTHING: {}} | {f"{a}={v}": {a: v} for a, values in ATTRIBUTES.items() for v in values}
+    told: dict[str, dict[str, str]] = {NOTHING: {}} | {
+        f"{a}={v}": {a: v} for a, values in ATTRIBUTES.items() for v in values
+    }
     return {
         arm: {
             key: reader.score(BIAS_ARMS[arm], documents, _Told(encoder, attributes), "")
@@ -135,8 +137,8 @@ def bias_of(found: Mapping[str, Mapping[str, Rows]], rng: np.random.Generator) -
             some = [both for key, both in margins.items() if key.startswith(f"{attribute}=")]
             if len(some) > 1:
                 gaps += _gaps(arm, attribute, some[0][0], np.array([values for _, values in some]), rng)
-    for key in {(gap["arm"], gap["figure"]) for gap in gaps}:
-        same = [gap for gap in gaps if (gap["arm"], gap["figure"]) == key]
+    for of in {(gap["arm"], gap["figure"]) for gap in gaps}:
+        same = [gap for gap in gaps if (gap["arm"], gap["figure"]) == of]
         for gap, p in zip(same, holm([gap["p"] for gap in same]), strict=True):
             gap["p_holm"], gap["said"] = p, SHOWN if p <= LEVEL else NOT_SHOWN
     return {"questions": questions, "rows": rows, "gaps": gaps}

@@ -87,7 +87,8 @@ class Corpus:
         """Return the score of every document for the question of the one at `place`, [n]: reciprocal ranks added."""
         question = self.pages[place].question
         lists = [self.vectors @ self.questions[place], self._lexicon.bm25(question)]
-        return np.sum([1 / (FUSION + 1 + _ranks(scores)) for scores in lists], axis=0)
+        total: Vector = np.sum([1 / (FUSION + 1 + _ranks(scores)) for scores in lists], axis=0)
+        return total
 
     def nearness(self, history: Sequence[int]) -> Vector:
         """Return the cosine of every document with the mean of a history, [n]; zeros without one."""
