@@ -152,9 +152,7 @@ class HostWork:
         self._socket: RelaySocket | None = None
         self._tests: dict[str, list[Cached]] = {}
         self._encoder: Encoder | None = None  # the scorecard's
-        self.answered: dict[
-            tuple[str, bytes], list[tuple[str, float, int]]
-        ] = {}  # neutral questions under arms of nobody's own
+        self.answered: dict[tuple[str, bytes], list[Any]] = {}  # neutral questions under arms of nobody's own
 
     # -- before the first round -------------------------------------------------------------------------------------
 

@@ -81,7 +81,8 @@ class Catalogue:
         for one, after in _steps(without):
             if one == before:
                 counts[after] -= 1
-        return (counts + BACK_OFF * back) / (counts.sum() + BACK_OFF)
+        chances: Vector = (counts + BACK_OFF * back) / (counts.sum() + BACK_OFF)
+        return chances
 
     def similar(self, history: Sequence[int]) -> Vector:
         """Return how near each item is to a history, oldest first, [n]; zeros without one."""
@@ -89,7 +90,8 @@ class Catalogue:
             return np.zeros(len(self.items))
         fading = FADING ** np.arange(len(history))[::-1]
         likeness = self.vectors @ self.vectors[list(history)].T * fading
-        return np.sort(likeness, axis=1)[:, -NEAREST:].mean(axis=1)
+        near: Vector = np.sort(likeness, axis=1)[:, -NEAREST:].mean(axis=1)
+        return near
 
 
 def _steps(taker: Taker) -> list[tuple[int, int]]:
@@ -119,7 +121,7 @@ def ranking_values(
     for taker in takers:
         for asked, known in _questions(taker.learn, taker.tuning):
             ranked = _scored(catalogue, taker, known, known, asked)
-            weights += [ranking_scores(ranked[1], _sum(ranked[0], w), K).ndcg for w in WEIGHTS]
+            weights += [ranking_scores(ranked[1], _sum(ranked[0], w).tolist(), K).ndcg for w in WEIGHTS]
     weight = WEIGHTS[int(np.argmax(weights))]
     found: Values = {}
     with progress.task("ranking items", len(takers)) as step:
@@ -158,7 +160,8 @@ def _measured(catalogue: Catalogue, taker: Taker, other: Taker, weight: float) -
         scores, truth = _scored(catalogue, taker, known, known, asked)
         wrong, _ = _scored(catalogue, taker, other.learn + other.tuning, known, asked)
         arms = {**scores, TOGETHER: _sum(scores, weight), WRONG: _sum(wrong, weight)}
-        for arm, values in arms.items():
+        for arm, scored in arms.items():
+            values = scored.tolist()
             at_k, at_3 = ranking_scores(truth, values, K), ranking_scores(truth, values, 3)
             at_1 = ranking_scores(truth, values, 1)
             row = {NDCG: at_k.ndcg, HIT: at_k.hit_ratio, NDCG_3: at_3.ndcg, HIT_1: at_1.hit_ratio}

@@ -11,10 +11,11 @@ import pytest
 from simulation.progress import Progress
 from simulation.scorecard import planted_people
 from simulation.scorecard.arms import BY_NAME
-from simulation.scorecard.bias import ATTRIBUTES, BIAS_ARMS, NOTHING, Rows, bias_of
+from simulation.scorecard.bias import ATTRIBUTES, BIAS_ARMS, NOTHING, bias_of
 from simulation.scorecard.criteria import ECHO
 from simulation.scorecard.evaluate import questions, scorecard
 from simulation.scorecard.lent import CardSettings
+from simulation.scorecard.reader import Rows
 
 
 def rng(seed: int = 0) -> np.random.Generator:
