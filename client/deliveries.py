@@ -38,9 +38,9 @@ class Deliveries:
 
     `on_basis` is called once, when the policy's basis has arrived or was there already. With `folder` the basis is kept
     there, so that an agent that starts again has it; one that cannot be read, or that the policy no longer names, is
-    asked for again. The adapters of a round are not kept: a round that was cut off is over. `on_directory` is given each
-    signed directory that arrives and raises ConfideError for one that this device does not take; `directory` is the
-    file that it holds already.
+    asked for again. The adapters of a round are not kept: a round that was cut off is over. `on_directory` is given
+    each signed directory that arrives and raises ConfideError for one that this device does not take; `directory` is
+    the file that it holds already.
     """
 
     def __init__(

@@ -159,7 +159,7 @@ class Membership:
             self._learned_from = state
 
     def _take_directory(self, file: bytes) -> None:
-        """Keep a newer directory of the pinned root key; who is in it takes part in the next sums, who is not does not."""
+        """Keep a newer directory of the pinned root key; who is in it takes part in the next sums, nobody else."""
         self.device.directory = self.home.take_directory(file)
 
     def _take_basis(self, basis: Basis) -> None:

@@ -46,8 +46,8 @@ class Settings:
     """What an operator chose for a federation. Raises ConfigError for what cannot be meant.
 
     `address` is where SuperNodes connect (host:port); `listen` the address that is listened on, `control` the port of
-    the SuperLink on loopback, `observe` that of the operator's page and metrics. `cohort` devices are invited to a round
-    and are the least that a device answers among; `rounds` a campaign; `hold_s` and `stage_s` as in `server.rounds`.
+    the SuperLink on loopback, `observe` that of the operator's page and metrics. `cohort` devices are invited to a
+    round and are the least that a device answers among; `hold_s` and `stage_s` as in `server.rounds`.
     """
 
     federation: str

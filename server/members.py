@@ -1,7 +1,7 @@
 """Who may take part: codes, admission, revocation, and the directory that follows from them.
 
-    members.json = [{device, organisation, public_key, node_key, vetted, revoked, enrolment}]     enrolment: its hash
-    codes.json   = [{key, until}]                                                               0600, each for one device
+    members.json = [{device, organisation, public_key, node_key, vetted, revoked, enrolment}]    enrolment: its hash
+    codes.json   = [{key, until}]                                                              0600, each for one device
 
 Every change signs a directory with the next number. Running devices get it with the next round; those who are not in it
 are out of that round and of all later ones.
@@ -30,7 +30,7 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Admitted:
-    """One line of members.json. `enrolment` is the hash of the enrolment that it came with, `revoked` says it is out."""
+    """One line of members.json. `enrolment` is the hash of the enrolment it came with, `revoked` says it is out."""
 
     device: str
     organisation: str
@@ -74,9 +74,9 @@ def admit(
 ) -> Admitted:
     """Admit the device of an enrolment, sign the next directory, and return its line.
 
-    `number`, where given, is the safety number that the person read out. Raises SignatureInvalid, WireError; ConfigError
-    for an enrolment that was used, a code that is not out, a name or key that is taken, another federation's; nothing is
-    changed then.
+    `number`, where given, is the safety number that the person read out. Raises SignatureInvalid, WireError;
+    ConfigError for an enrolment that was used, a code that is not out, a name or key that is taken, another
+    federation's; nothing is changed then.
     """
     found, proof = open_enrolment(file)
     key, known = operator.root_key, members(operator)
@@ -89,7 +89,9 @@ def admit(
     if len(left) == len(codes):
         raise ConfigError("no code that is out proves this enrolment: it was used, has ended, or was never given")
     if number is not None and number != found.safety_number:
-        raise ConfigError(f"the safety number of this enrolment is {found.safety_number}, not the one that was read out")
+        raise ConfigError(
+            f"the safety number of this enrolment is {found.safety_number}, not the one that was read out"
+        )
     taken = [each for each in known if found.device == each.device or _same_key(found, each)]
     if taken:
         raise ConfigError(f"{taken[0].device} has this name or one of these keys already, or had it: enrol anew")

@@ -124,6 +124,9 @@ class Watch:
     def lost(self, asked: Asked, reason: str) -> None:
         """An attempt came to nothing; another one follows."""
 
+    def summed(self, asked: Asked, result: RoundSum) -> None:
+        """A sum is flushed and counts."""
+
 
 @dataclass(frozen=True)
 class Rounds:
@@ -161,7 +164,9 @@ class Rounds:
                 self.campaign.lose(asked)
                 self.watch.lost(asked, str(error))
             else:
-                return self.campaign.take_sum(asked, result.total, result.heads)
+                taken = self.campaign.take_sum(asked, result.total, result.heads)
+                self.watch.summed(asked, taken)
+                return taken
 
     def _sum(self, asked: Asked, started: float, members: tuple[bytes, ...]) -> PrivateSum:
         accepted = self._train(asked, members)

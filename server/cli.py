@@ -1,0 +1,287 @@
+"""`confide server`: found a federation, admit devices, run campaigns, for an operator."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from privacy.errors import CohortTooSmall, ConfideError, ConfigError
+
+if TYPE_CHECKING:
+    from server.folder import OperatorFolder
+
+server = typer.Typer(
+    help="A federation of real devices: found it, admit devices, run campaigns.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+Folder = Annotated[Path, typer.Argument(help="The federation's folder on this server.")]
+Keys = Annotated[Path | None, typer.Option(help="Where root.key and ca.key are kept, if not in FOLDER/root.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+POLL_S = 2.0
+
+
+@server.command()
+def init(
+    folder: Folder,
+    federation: Annotated[str, typer.Option(help="Its name: letters, digits, - and _.")],
+    address: Annotated[str, typer.Option(help="host:port that devices connect to.")],
+    model: Annotated[Path, typer.Option(help="The base model's folder (`confide model get` prints it).")],
+    basis: Annotated[Path, typer.Option(help="The basis (`confide model basis` makes it).")],
+    model_name: Annotated[str, typer.Option(help="What devices call the model; the folder's name if left out.")] = "",
+    layers: Annotated[int, typer.Option(min=1, help="How many layers from the top are adapted.")] = 10,
+    cohort: Annotated[int, typer.Option(min=2, help="Devices invited to a round, and the least there must be.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of a campaign.")] = 2,
+    noise_multiplier: Annotated[str, typer.Option(help="Noise multiplier of a round.")] = "1",
+    clip: Annotated[str, typer.Option(help="Clip norm of an answer.")] = "1/10",
+    own_tokens: Annotated[int, typer.Option(min=1, help="Own tokens that a device may learn from in a round.")] = 96,
+    hold: Annotated[int, typer.Option(min=0, help="Seconds after which every answer is ready.")] = 60,
+    stage: Annotated[int, typer.Option(min=1, help="Seconds that devices have for each message.")] = 90,
+    listen: Annotated[str, typer.Option(help="Local address to listen on for devices.")] = "0.0.0.0",  # noqa: S104
+    control: Annotated[int, typer.Option(help="Port of the SuperLink, on loopback.")] = 9443,
+    observe: Annotated[int, typer.Option(help="Port of your page and metrics, on loopback.")] = 9444,
+    name: Annotated[list[str] | None, typer.Option(help="A further host name or address of this server.")] = None,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Found a federation: root key, certificates, policy, bundle, invitation."""
+    from privacy.adapter import Basis
+    from privacy.enrolment import split_address, weights_sha256
+    from server.folder import OperatorFolder, Settings
+    from server.found import bundle_sha256, found
+
+    with _at_work("hashing the model, building the bundle"):
+        frozen = Basis.load(basis)
+        settings = Settings(
+            federation=federation,
+            address=address,
+            model=model_name or model.resolve().name,
+            model_sha256=weights_sha256(model),
+            basis_sha256=frozen.sha256,
+            bundle_sha256=bundle_sha256(),
+            layers=layers,
+            dim=frozen.layout.dim,
+            cohort=cohort,
+            rounds=rounds,
+            noise_multiplier=noise_multiplier,
+            clip=clip,
+            own_tokens=own_tokens,
+            hold_s=hold,
+            stage_s=stage,
+            listen=listen,
+            control=control,
+            observe=observe,
+            names=(split_address(address)[0], *(name or ())),
+        )
+        operator = OperatorFolder(folder, keys)
+        found(operator, settings, frozen)
+    verdict = _verdict(operator, cohort)
+    facts = {
+        "folder": str(folder),
+        "federation": federation,
+        "safety_number": operator.safety_number,
+        "invitation": str(folder / "invitation.json"),
+        "bundle_sha256": settings.bundle_sha256,
+        "plan": verdict,
+    }
+    lines = [
+        f"{federation} is founded in {folder}.",
+        f"Safety number: {operator.safety_number}",
+        f"Give {folder / 'invitation.json'} to whom you invite, and the safety number over another way.",
+        f"`confide plan` for a cohort of {cohort}: {verdict['verdict']}, epsilon {verdict['epsilon']:.2f}.",
+        f"Keep {operator.keys}/root.key and ca.key off this machine but to admit, revoke and rotate.",
+    ]
+    _say(facts, lines, as_json)
+
+
+@server.command()
+def invite(
+    folder: Folder,
+    days: Annotated[int, typer.Option(min=1, max=365, help="How long the code may be used.")] = 14,
+    as_json: AsJson = False,
+) -> None:
+    """Make a code for one device, to be told over another way than the invitation's."""
+    from server import members
+
+    operator = _opened(folder)
+    with operator.alone():
+        code = members.invite(operator, days)
+    facts = {"code": code, "days": days, "safety_number": operator.safety_number}
+    _say(facts, [f"Code, for one device, {days} days: {code}", f"Safety number: {operator.safety_number}"], as_json)
+
+
+@server.command()
+def admit(
+    folder: Folder,
+    enrolment: Annotated[Path, typer.Argument(help="The file that `confide device join` wrote.")],
+    safety_number: Annotated[str, typer.Option(help="The device's number, as its owner read it out.")] = "",
+    vetted: Annotated[bool, typer.Option("--vetted", help="Somebody vouches that this is a person's device.")] = False,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Admit a device: checks its code and keys, signs the next directory, registers its SuperNode."""
+    from privacy.enrolment import open_enrolment, same_number
+    from server import members
+    from server.superlink import SuperLink
+
+    operator, file = _opened(folder, keys), _read(enrolment)
+    number = open_enrolment(file)[0].safety_number
+    if safety_number and not same_number(safety_number, number):
+        raise ConfigError(f"the safety number of this enrolment is {number}, not the one that was read out")
+    with operator.alone():
+        admitted = members.admit(operator, file, vetted)
+        running = operator.running()
+        if running:
+            SuperLink(operator).register(admitted)
+    directory = operator.directory
+    facts = {"device": admitted.device, "safety_number": number, "vetted": vetted, "registered": running}
+    facts["directory"] = directory.serial if directory is not None else 0
+    lines = [f"{admitted.device} is admitted. Its safety number, for you to compare: {number}"]
+    if not running:
+        lines.append("Its SuperNode is registered when the server starts.")
+    _say(facts, lines, as_json)
+
+
+@server.command()
+def start(folder: Folder, as_json: AsJson = False) -> None:
+    """Run the server until Ctrl-C or SIGTERM: SuperLink on loopback, one door for devices."""
+    from server.serving import serve
+
+    operator = _opened(folder)
+    settings = operator.settings
+    facts = {"address": settings.address, "control": settings.control, "observe": settings.observe}
+
+    def ready() -> None:
+        lines = [f"Devices connect to {settings.address}; the SuperLink is on loopback, port {settings.control}."]
+        _say(facts, lines, as_json)
+
+    serve(operator, ready)
+
+
+@server.command()
+def run(
+    folder: Folder,
+    campaign: Annotated[str, typer.Option(help="A name for a new campaign; a number if left out.")] = "",
+    new: Annotated[bool, typer.Option("--new", help="Give up a campaign that failed and begin another.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a campaign to its release, or go on with the one that was interrupted."""
+    from server.superlink import SuperLink
+
+    operator = _opened(folder)
+    if not operator.running():
+        raise ConfigError(f"the server does not run: `confide server start {folder}`")
+    with operator.alone("run"):
+        _require_floor(operator)
+        name = _campaign(operator, campaign, new)
+        link, started = SuperLink(operator), time.time()
+        run_id = link.submit()
+        with _at_work(f"campaign {name}"):
+            while not (status := link.run_status(run_id)).startswith("finished"):
+                time.sleep(POLL_S)
+        line = _how_it_ended(operator, started)
+        if status != "finished:completed":
+            raise ConfideError(line or f"the run ended as {status}: see {link.folder / 'logs' / 'superlink.log'}")
+    release = operator.home / "release"
+    facts = {"campaign": name, "run": run_id, "release": str(release), "seconds": round(time.time() - started, 1)}
+    _say(facts, [f"Campaign {name} is over: its release lies in {release}."], as_json)
+
+
+@server.command()
+def status(folder: Folder, as_json: AsJson = False) -> None:
+    """What the federation is, who is in it, what runs, and how its campaign stands."""
+    from server.overview import lines, overview
+
+    facts = overview(_opened(folder))
+    _say(facts, lines(facts), as_json)
+
+
+def _campaign(operator: OperatorFolder, name: str, new: bool) -> str:
+    """Return the campaign to run: the unfinished one, or a new one."""
+    from server.found import begin, names_taken
+    from server.home import ServerHome
+
+    home, taken = operator.home, names_taken(operator)
+    begun = (home / "checkpoints" / "campaign.json").exists()
+    if begun and not new and not (home / "release" / "release.json").exists():
+        going = ServerHome.load(home).plan.campaign
+        if name and name != going:
+            raise ConfigError(f"campaign {going} is not over: run it, or give it up with --new")
+        return going
+    chosen = name or next(f"campaign-{n}" for n in range(1, len(taken) + 2) if f"campaign-{n}" not in taken)
+    if chosen in taken:
+        raise ConfigError(f"a campaign {chosen} was run already: choose another name")
+    begin(operator, chosen)
+    return chosen
+
+
+def _require_floor(operator: OperatorFolder) -> None:
+    """Raise CohortTooSmall below the federation's floor, with the floor, the reason, and what the plan says."""
+    from server.found import floor
+
+    inside, invited, least = floor(operator)
+    if inside < invited:
+        verdict = _verdict(operator, max(inside, 1))
+        raise CohortTooSmall(
+            f"{inside} devices are admitted, a round of this federation invites {invited} and releases nothing below"
+            f" {least} answers: each device's noise is made for that many, and devices refuse smaller cohorts."
+            f" `confide plan --people {max(inside, 1)}` says: {verdict['verdict']}"
+            f" (epsilon {verdict['epsilon']:.1f}, noise {verdict['noise_ratio']:.1f} times the signal)"
+        )
+
+
+def _verdict(operator: OperatorFolder, people: int) -> dict[str, Any]:
+    from privacy.plan import Campaign, plan
+
+    settings = operator.settings
+    asked = Campaign(
+        people=people, noise_multiplier=settings.noise, rounds=settings.rounds, dim=settings.dim, transport="masked"
+    )
+    found = plan(asked).as_dict()
+    return {name: found[name] for name in ("verdict", "epsilon", "noise_ratio")}
+
+
+def _how_it_ended(operator: OperatorFolder, since: float) -> str:
+    """Return the line of the failure that the campaign's server noted since then, "" for none."""
+    from datetime import datetime
+
+    from server.events import events
+
+    failures = [e for e in events(operator.home) if e["event"] == "failed"]
+    recent = [e for e in failures if datetime.fromisoformat(str(e["ts"])).timestamp() >= since]
+    return str(recent[-1].get("reason", "")) if recent else ""
+
+
+def _opened(folder: Path, keys: Path | None = None) -> OperatorFolder:
+    from server.folder import OperatorFolder
+
+    operator = OperatorFolder(folder, keys)
+    _ = operator.settings
+    return operator
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _at_work(what: str) -> Iterator[None]:
+    with Console(stderr=True).status(what, spinner="dots"):
+        yield
+
+
+def _say(facts: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        Console(soft_wrap=True).print("\n".join(lines), markup=False, highlight=False)
