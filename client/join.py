@@ -57,13 +57,16 @@ def join(
         layers=offered.layers, hold_s=float(offered.hold_s),
     )  # fmt: skip
     home.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not home.joined:  # the keys first: settings beside no keys would be a device that nobody can be
-        _ = home.device_key, home.noise_key
+    if not home.joined:
+        home.save(settings)
+        try:
+            _ = home.device_key, home.noise_key
+        except ConfigError:  # a ledger without its keys: it joins under this name no more
+            (home.folder / SETTINGS).unlink()
+            raise
     if not (home.folder / NODE_KEY).exists():
         new_node_key(home.folder / NODE_KEY)
     pin(home.folder, offered, invitation)
-    if not home.joined:
-        home.save(settings)
     enrolment = Enrolment(
         federation=offered.federation,
         root_key=offered.root_key,

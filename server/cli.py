@@ -195,6 +195,64 @@ def run(
 
 
 @server.command()
+def revoke(
+    folder: Folder,
+    device: Annotated[str, typer.Argument(help="Its name in the directory.")],
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a device out: of the next round and all later ones, and its SuperNode off the SuperLink."""
+    from server import members
+    from server.found import floor
+    from server.superlink import SuperLink
+
+    operator = _opened(folder, keys)
+    with operator.alone():
+        out = members.revoke(operator, device)
+        running = operator.running()
+        if running:
+            SuperLink(operator).unregister(out)
+    inside, invited, _ = floor(operator)
+    directory = operator.directory
+    facts = {"device": device, "directory": directory.serial if directory else 0, "devices": inside, "cut_off": running}
+    lines = [f"{device} is out. {inside} devices are left; a round invites {invited}."]
+    if inside < invited:
+        lines.append("That is below the floor: no round begins until more are admitted.")
+    _say(facts, lines, as_json)
+
+
+@server.command()
+def rotate(
+    folder: Folder,
+    certificates: Annotated[
+        bool, typer.Option("--certificates", help="A new key and certificate of the server.")
+    ] = False,
+    directory: Annotated[
+        bool, typer.Option("--directory", help="Sign the directory anew, with the next number.")
+    ] = False,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Renew what ends or may be known to others. Devices need nothing for it: they pinned authority and root key."""
+    from server import members
+    from server.certificates import days_left, new_server_certificate
+
+    if not certificates and not directory:
+        raise ConfigError("say what: --certificates, --directory, or both")
+    operator, facts, lines = _opened(folder, keys), dict[str, Any](), list[str]()
+    with operator.alone():
+        if certificates:
+            tls = folder / "tls"
+            new_server_certificate(tls, operator.keys / "ca.key", tls / "ca.crt", operator.settings.names)
+            facts["certificate_days"] = days_left(tls / "server.crt")
+            lines.append(f"A new certificate for {facts['certificate_days']} days; it serves from the next start.")
+        if directory:
+            facts["directory"] = members.sign_again(operator).serial
+            lines.append(f"The directory has number {facts['directory']}; devices get it with the next round.")
+    _say(facts, lines, as_json)
+
+
+@server.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """What the federation is, who is in it, what runs, and how its campaign stands."""
     from server.overview import lines, overview

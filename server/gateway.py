@@ -1,8 +1,8 @@
 """The only door for devices: TLS, and of the SuperLink behind it the fleet's calls alone.
 
 Flower's SuperLink serves three interfaces on one port, and whoever reaches the second can register nodes and start
-runs: the open edition knows no accounts. So the SuperLink listens on loopback, and this passes on exactly the calls that a
-SuperNode makes once it is registered. Everything else is answered 404 here, and never reaches it.
+runs: the open edition knows no accounts. So the SuperLink listens on loopback, and this passes on exactly the calls
+that a SuperNode makes once it is registered. Everything else is answered 404 here, and never reaches it.
 
 SuperNodes prove who they are to the SuperLink by a signature in each call's headers, which pass through as they came.
 """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from privacy.accounting import epsilon_zcdp
+from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError
 from privacy.ledger import read_ledger
 from privacy.query import fraction_text
@@ -39,7 +41,37 @@ def overview(operator: OperatorFolder) -> dict[str, Any]:
         "certificate_days": days_left(operator.folder / "tls" / "server.crt"),
         "campaign": campaign(operator),
         "budget": budget(operator),
+        "releases": releases(operator),
     }
+
+
+def releases(operator: OperatorFolder) -> list[dict[str, Any]]:
+    """Return what was released, the newest first: campaign, rounds, epsilon claimed, personas with their noisy counts.
+
+    As the manifests say; `confide audit release` is what checks them.
+    """
+    home = operator.home
+    found = [home / "release", *sorted((home / "archive").glob("*/release"), reverse=True)]
+    rows = []
+    for folder in found:
+        try:
+            document = (folder / "release.json").read_bytes()
+            told = json.loads(document)
+        except (OSError, ValueError):
+            continue
+        learned = told.get("learned") or {}
+        personas = {name: each.get("noisy_count") for name, each in learned.get("personas", {}).items()}
+        claim = (told.get("privacy") or {}).get("epsilon") or {}
+        rows.append(
+            {
+                "campaign": told.get("campaign"),
+                "round": told.get("round"),
+                "epsilon": claim.get(repr(DELTA)),
+                "personas": personas,
+                "sha256": sha256_hex(document),
+            }
+        )
+    return rows
 
 
 def campaign(operator: OperatorFolder) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""`confide server start`: the SuperLink on loopback, and the door for devices, until SIGTERM or Ctrl-C.
+"""`confide server start`: SuperLink and operator's page on loopback, the door for devices; until SIGTERM or Ctrl-C.
 
 A SuperLink that ends is started again; a certificate that was renewed takes effect with the next start.
 """
@@ -10,7 +10,9 @@ import contextlib
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -18,8 +20,11 @@ from privacy.errors import ConfideError, ConfigError
 from server.certificates import days_left
 from server.folder import OperatorFolder
 from server.gateway import Gateway, server
+from server.overview import overview
+from server.page import Page
 from server.superlink import SuperLink, listens, stop
 
+FRESH_S = 2.0
 AGAIN_S = (1.0, 30.0)  # before a SuperLink that ended is started again: the first pause, and the longest
 
 
@@ -31,7 +36,8 @@ def serve(operator: OperatorFolder, ready: Callable[[], None]) -> None:
             raise ConfigError("the server's certificate has ended: `confide server rotate --certificates`")
         link = SuperLink(operator)
         link.end_left_over()
-        for port, what in ((settings.control, "control"), (settings.port, "address")):
+        ports = {"control": settings.control, "observe": settings.observe, "address": settings.port}
+        for what, port in ports.items():
             if listens(port):
                 raise ConfigError(f"another program listens on port {port} ({what}): choose one that is free")
         ended, process = threading.Event(), link.start()
@@ -53,7 +59,13 @@ async def _doors(
 ) -> None:
     folder, settings = operator.folder, operator.settings
     gateway = Gateway(f"https://{link.address}", folder / "tls" / "ca.crt")
-    doors = [_calm(server(gateway, settings.listen, settings.port, folder / "tls"))]
+    page = Page(
+        Looked(operator).facts, lambda: {"passed": gateway.passed, "refused": gateway.refused}, settings.observe
+    )
+    doors = [
+        _calm(server(gateway, settings.listen, settings.port, folder / "tls")),
+        _calm(server(page.app, "127.0.0.1", settings.observe)),
+    ]
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -76,6 +88,21 @@ async def _doors(
     await asyncio.gather(*tasks, return_exceptions=True)
     if not stopped:
         raise ConfideError("a port could not be listened on: is the address this machine's?")
+
+
+class Looked:
+    """The overview, read anew at most every two seconds: a page that many look at costs no more than one."""
+
+    def __init__(self, operator: OperatorFolder) -> None:
+        self._operator, self._lock = operator, threading.Lock()
+        self._seen: tuple[float, dict[str, Any]] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return `overview`, of now or of a moment ago."""
+        with self._lock:
+            if self._seen is None or time.monotonic() - self._seen[0] > FRESH_S:
+                self._seen = time.monotonic(), overview(self._operator)
+            return self._seen[1]
 
 
 def _keep_up(link: SuperLink, process: subprocess.Popen[bytes], ended: threading.Event) -> None:

@@ -33,7 +33,7 @@ def until(holds: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, p
 
 
 class Commands:
-    """`confide` as a process of its own, over one folder that all that it starts names in command line or environment."""
+    """`confide` as a process of its own; all that it starts names `folder` in its command line or environment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

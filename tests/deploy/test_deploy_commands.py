@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from privacy.release import verify_release
 from tests.federation_by_command import Federation, made_basis, until
 
-
 pytestmark = pytest.mark.slow
 
 
