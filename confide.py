@@ -34,6 +34,7 @@ EXTRAS = {
     "opacus": "client",
     "peft": "client",
     "presidio_analyzer": "client",
+    "prometheus_client": "server",
     "ray": "simulation",
     "scipy": "client",
     "spacy": "client",

@@ -1,4 +1,4 @@
-"""Invitations, enrolments, codes and safety numbers: each thing that is signed or compared, and each way to forge it."""
+"""Invitations, enrolments, codes and safety numbers: what is signed or compared, and each way to forge it."""
 
 from __future__ import annotations
 
