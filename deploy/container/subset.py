@@ -1,5 +1,5 @@
 # Checked by a linter only: tests/deploy runs it over the lock and compares it with what the extra really needs.
-"""`python subset.py LOCK NAMES`: prints the hashed lines of a lock for the named packages, and fails if one is missing."""
+"""`python subset.py LOCK NAMES`: prints the hashed lines of a lock for the named packages; fails if one is missing."""
 
 from __future__ import annotations
 
