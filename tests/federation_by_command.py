@@ -107,7 +107,7 @@ class Federation:
             "rounds": 2,
             "cohort": devices,
             "hold": 1,
-            "stage": 90,
+            "stage": 180,
             "own-tokens": 96,
             "layers": 2,
             "listen": "127.0.0.1",
