@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from client.agent_home import AgentHome
@@ -41,17 +42,22 @@ exec {python} -P -m client.launcher "$@"
 
 
 class Kept:
-    """One program that is started again whenever it ends, until `stop`. `log` takes what it prints."""
+    """One program that is started again whenever it ends, until `stop`. `log` takes what it prints.
+
+    The last word of `command` tells it from all others: one that an earlier process left behind is ended by it first.
+    """
 
     def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self._command, self._environment, self._log = command, dict(environment), log
-        self._ended, self._process = threading.Event(), None
+        self._ended = threading.Event()
+        self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self._thread = threading.Thread(target=self._keep, daemon=True, name=log.stem)
         self._thread.start()
 
     def _keep(self) -> None:
         pause = AGAIN_S[0]
+        end_left_over(self._log.with_suffix(".pid"), self._command[-1])
         while not self._ended.is_set():
             began = time.monotonic()
             with self._log.open("ab") as log:
@@ -59,7 +65,8 @@ class Kept:
                     self._command, env=self._environment, cwd=self._log.parent, stdin=subprocess.DEVNULL, stdout=log,
                     stderr=log, start_new_session=True,
                 )  # fmt: skip
-            self.starts += 1
+            self.process, self.starts = process, self.starts + 1
+            write_atomic(self._log.with_suffix(".pid"), str(process.pid).encode())
             while process.poll() is None and not self._ended.wait(0.2):
                 pass
             end(process)
@@ -154,6 +161,22 @@ def end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     process.poll()
+
+
+def end_left_over(path: Path, word: str) -> None:
+    """End the program whose id an earlier process of ours noted at `path`, if `word` is still in its command line."""
+    try:
+        pid = int(path.read_text())
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return
+    if word.encode() in words:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, number)
+            until = time.monotonic() + STOP_S
+            while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+                time.sleep(0.05)
 
 
 def free_port() -> int:
