@@ -82,9 +82,11 @@ def take_part(
     with opened(without_vault) as home:
         passphrase = home.vault.opener.passphrase if home.vault is not None else None
         closed = type(home)(home.folder)
-    keep(
-        closed, lambda: say({"agent": "ready", "supernode": "started"}, "Agent and SuperNode run.", as_json), passphrase
-    )
+
+    def ready() -> None:
+        say({"agent": "ready", "supernode": "started"}, "Agent and SuperNode run.", as_json)
+
+    keep(closed, ready, passphrase, lambda line: typer.echo(f"confide: {line}", err=True))
 
 
 def leave(

@@ -41,15 +41,35 @@ exec {python} -P -m client.launcher "$@"
 """
 
 
+# What a SuperNode's last words mean, the first that is found in them; docs/operations.md says what to do.
+MEANINGS = {
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not one of this federation's authority, or has ended, or"
+    " this device's clock is wrong: nothing was sent",
+    "code: 2004": "the server does not take this device: not admitted yet, revoked, or it still holds the last connection",
+    "401": "the server does not know this device's SuperNode: not admitted yet, or revoked",
+    "ConnectError": "the server cannot be reached",
+    "Connection refused": "the server cannot be reached",
+    "timed out": "the server cannot be reached",
+}
+
+
+def meaning(words: bytes) -> str:
+    """Return in one line why a SuperNode ended, by the last it printed; "" where nothing of it is known."""
+    text = words[-4096:].decode(errors="replace")
+    return next((line for sign, line in MEANINGS.items() if sign in text), "")
+
+
 class Kept:
     """One program that is started again whenever it ends, until `stop`. `log` takes what it prints.
 
     The last word of `command` tells it from all others: one that an earlier process left behind is ended by it first.
     """
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str], log: Path, why: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._command, self._environment, self._log = command, dict(environment), log
-        self._ended = threading.Event()
+        self._ended, self._why, self._said = threading.Event(), why, ""
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self._thread = threading.Thread(target=self._keep, daemon=True, name=log.stem)
@@ -59,7 +79,7 @@ class Kept:
         pause = AGAIN_S[0]
         end_left_over(self._log.with_suffix(".pid"), self._command[-1])
         while not self._ended.is_set():
-            began = time.monotonic()
+            began, before = time.monotonic(), self._log.stat().st_size if self._log.exists() else 0
             with self._log.open("ab") as log:
                 process = subprocess.Popen(
                     self._command, env=self._environment, cwd=self._log.parent, stdin=subprocess.DEVNULL, stdout=log,
@@ -70,9 +90,19 @@ class Kept:
             while process.poll() is None and not self._ended.wait(0.2):
                 pass
             end(process)
+            self._tell(before)
             steady = time.monotonic() - began > STEADY_S
             pause = AGAIN_S[0] if steady else min(2 * pause, AGAIN_S[1])
             self._ended.wait(pause)
+
+    def _tell(self, before: int) -> None:
+        """Say why it ended, once for each reason."""
+        with self._log.open("rb") as log:
+            log.seek(before)
+            line = meaning(log.read())
+        if line and line != self._said and not self._ended.is_set():
+            self._said = line
+            self._why(line)
 
     def stop(self) -> None:
         """End the program and do not start it again."""
@@ -80,8 +110,15 @@ class Kept:
         self._thread.join(2 * STOP_S + 5.0)
 
 
-def take_part(home: AgentHome, ready: Callable[[], None], passphrase: str | None = None) -> None:
+def take_part(
+    home: AgentHome,
+    ready: Callable[[], None],
+    passphrase: str | None = None,
+    why: Callable[[str], None] = lambda _: None,
+) -> None:
     """Keep agent and SuperNode up until SIGTERM or Ctrl-C; `ready` is called once the agent answers its owner.
+
+    `why` is told in one line why the server takes this device not, whenever the reason is another.
 
     Raises ConfigError where the device has joined nothing, or this runs over its folder already.
     """
@@ -106,7 +143,7 @@ def take_part(home: AgentHome, ready: Callable[[], None], passphrase: str | None
         while not answers(folder):
             if told.wait(0.2):
                 return
-        kept.append(Kept(supernode(folder, offered.address), node_environment(folder), logs / "supernode.log"))
+        kept.append(Kept(supernode(folder, offered.address), node_environment(folder), logs / "supernode.log", why))
         ready()
         told.wait()
     finally:

@@ -23,13 +23,18 @@ def main(folder: Path) -> int:
     passphrase = os.environ.pop(PASSPHRASE_VARIABLE, None)
     write_atomic(folder / PID, str(os.getpid()).encode())
     try:
-        take_part(AgentHome(folder), lambda: None, passphrase)
+        take_part(AgentHome(folder), lambda: None, passphrase, lambda line: _say(f"{line}\n"))
     except ConfideError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     finally:
         (folder / PID).unlink(missing_ok=True)
     return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line)
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

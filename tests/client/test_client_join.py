@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -150,7 +151,7 @@ def test_a_number_that_differs_ends_the_joining(monkeypatch: pytest.MonkeyPatch)
     compared("trial", number, number.replace(" ", ""))
     with pytest.raises(ConfigError, match="not the one you were told: do not join"):
         compared("trial", number, "12345")
-    monkeypatch.setattr("sys.stdin", Path(os.devnull).open())
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(ConfigError, match="no terminal"):
         compared("trial", number, "")
 
