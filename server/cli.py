@@ -173,12 +173,15 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a campaign to its release, or go on with the one that was interrupted."""
+    from server.found import bundle_sha256
     from server.superlink import SuperLink
 
     operator = _opened(folder)
     if not operator.running():
         raise ConfigError(f"the server does not run: `confide server start {folder}`")
     with operator.alone("run"):
+        if bundle_sha256(folder / "bundle") != operator.settings.bundle_sha256:
+            raise ConfigError(f"{folder / 'bundle'} is not what devices pinned: restore it from a backup")
         _require_floor(operator)
         name = _campaign(operator, campaign, new)
         link, started = SuperLink(operator), time.time()

@@ -127,7 +127,7 @@ class Federation:
         return [self.home(n) for n in range(1, self.devices + 1)]
 
     def start(self) -> subprocess.Popen[bytes]:
-        process = self.commands.background("start", "server", "start", self.server)
+        process = self.process = self.commands.background("start", "server", "start", self.server)
         out = self.commands.folder / "start.out"
         until(lambda: process.poll() is not None or out.read_bytes().endswith(b"}\n"), "the server is ready")
         assert process.poll() is None, (self.commands.folder / "start.err").read_text()

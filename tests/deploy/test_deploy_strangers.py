@@ -1,4 +1,4 @@
-"""Who is refused at a real server, and in which words: a wrong certificate, a stranger's SuperNode, a replayed paper."""
+"""Who is refused at a real server, and in which words: a wrong certificate, a stranger, a replayed enrolment."""
 
 from __future__ import annotations
 
