@@ -45,7 +45,7 @@ exec {python} -P -m client.launcher "$@"
 MEANINGS = {
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not one of this federation's authority, or has ended, or"
     " this device's clock is wrong: nothing was sent",
-    "code: 2004": "the server does not take this device: not admitted yet, revoked, or its last connection is still held",
+    "code: 2004": "the server does not take this device: not admitted yet, revoked, or its last connection still held",
     "401": "the server does not know this device's SuperNode: not admitted yet, or revoked, or a clock is minutes off",
     "ConnectError": "the server cannot be reached",
     "Connection refused": "the server cannot be reached",

@@ -19,6 +19,7 @@ from client.agent_home import AgentHome
 from privacy.errors import ConfideError
 from privacy.ledger import read_ledger
 from privacy.query import Query
+from tests.namespaces import Network
 
 ROOT = Path(confide.__file__).parent
 WORDS = ("kettle", "ladder", "garden", "letter", "window", "bridge", "winter", "pocket")
@@ -99,10 +100,19 @@ class Commands:
 class Federation:
     """One server and its devices, for a tiny model."""
 
-    def __init__(self, folder: Path, model: Path, basis: Path, devices: int, **choices: str | int) -> None:
-        self.commands, self.model, self.devices = Commands(folder), model, devices
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        basis: Path,
+        devices: int,
+        network: Network | None = None,
+        **choices: str | int,
+    ) -> None:
+        self.commands, self.model, self.devices, self.network = Commands(folder), model, devices, network
         self.server, ports = folder / "server", free_ports(3)
-        self.address = f"127.0.0.1:{ports[0]}"
+        host = network.server if network is not None else "127.0.0.1"
+        self.address, self.ports = f"{host}:{ports[0]}", ports
         options: dict[str, str | int] = {
             "rounds": 2,
             "cohort": devices,
@@ -110,7 +120,7 @@ class Federation:
             "stage": 180,
             "own-tokens": 96,
             "layers": 2,
-            "listen": "127.0.0.1",
+            "listen": host,
             "control": ports[1],
             "observe": ports[2],
             **choices,
@@ -159,7 +169,8 @@ class Federation:
     def take_part(self, number: int) -> subprocess.Popen[bytes]:
         """Start a device's agent and SuperNode, as a service manager would."""
         home = self.home(number).folder
-        command = [sys.executable, "-P", "-m", "client.take_part_alone", str(home)]
+        inside = self.network.inside(number) if self.network is not None else []
+        command = [*inside, sys.executable, "-P", "-m", "client.take_part_alone", str(home)]
         with (home / "take-part.err").open("ab") as err:
             process = subprocess.Popen(
                 command, env=self.commands.environment(CONFIDE_HOME=str(home)), stderr=err, start_new_session=True
