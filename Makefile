@@ -11,7 +11,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 RUN   := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format stat e2e deploy-lint sbom lock clean
+.PHONY: help setup demo test check format stat e2e deploy-lint sbom artefacts lock clean
 
 help:
 	@echo "make demo    a federation of real people on this machine; writes runs/demo/"
@@ -82,6 +82,13 @@ sbom: $(READY)
 	@mkdir -p dist
 	@.venv-sbom/bin/cyclonedx-py requirements --output-reproducible --of JSON -o dist/sbom.json requirements.lock
 	@echo "dist/sbom.json: $$($(BIN)/python -c 'import json; print(len(json.load(open("dist/sbom.json"))["components"]))') packages"
+
+# Wheel, bill of materials, sums and their signature; KEY is made on first use, KEY.pub is for whoever verifies.
+KEY ?= release.key
+artefacts: sbom
+	@$(BIN)/python -m hatchling build -t wheel -d dist > /dev/null
+	@$(BIN)/python -P deploy/supply/artefacts.py sign dist $(KEY)
+	@echo "dist/: $$(ls dist | tr '\n' ' ')"
 
 # The lock of everything but torch, pip and confide itself; holds no index address.
 lock: $(READY)

@@ -26,6 +26,7 @@ Folder = Annotated[Path, typer.Argument(help="The federation's folder on this se
 Keys = Annotated[Path | None, typer.Option(help="Where root.key and ca.key are kept, if not in FOLDER/root.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 POLL_S = 2.0
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - the fleet's door is for devices; all else is on loopback
 
 
 @server.command()
@@ -44,7 +45,7 @@ def init(
     own_tokens: Annotated[int, typer.Option(min=1, help="Own tokens that a device may learn from in a round.")] = 96,
     hold: Annotated[int, typer.Option(min=0, help="Seconds after which every answer is ready.")] = 60,
     stage: Annotated[int, typer.Option(min=1, help="Seconds that devices have for each message.")] = 90,
-    listen: Annotated[str, typer.Option(help="Local address to listen on for devices.")] = "0.0.0.0",  # noqa: S104
+    listen: Annotated[str, typer.Option(help="Local address to listen on for devices.")] = EVERYWHERE,
     control: Annotated[int, typer.Option(help="Port of the SuperLink, on loopback.")] = 9443,
     observe: Annotated[int, typer.Option(help="Port of your page and metrics, on loopback.")] = 9444,
     name: Annotated[list[str] | None, typer.Option(help="A further host name or address of this server.")] = None,
@@ -78,7 +79,7 @@ def init(
             listen=listen,
             control=control,
             observe=observe,
-            names=(split_address(address)[0], *(name or ())),
+            names=(split_address(address)[0], *(name or ()), *([] if listen == EVERYWHERE else [listen])),
         )
         operator = OperatorFolder(folder, keys)
         found(operator, settings, frozen)

@@ -15,9 +15,11 @@ from pathlib import Path
 def healthy(folder: Path) -> bool:
     """Return whether the door on this machine answers within five seconds, with the certificate that devices pin."""
     try:
-        port = int(json.loads((folder / "federation.json").read_bytes())["address"].rpartition(":")[2])
+        chosen = json.loads((folder / "federation.json").read_bytes())
+        port = int(chosen["address"].rpartition(":")[2])
+        host = "localhost" if chosen["listen"] == "0.0.0.0" else chosen["listen"]  # noqa: S104 - compared, not bound
         context = ssl.create_default_context(cafile=str(folder / "tls" / "ca.crt"))
-        with urllib.request.urlopen(f"https://localhost:{port}/health", timeout=5, context=context) as answer:
+        with urllib.request.urlopen(f"https://{host}:{port}/health", timeout=5, context=context) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError, KeyError):
         return False
