@@ -50,7 +50,7 @@ def sign(folder: Path, key: Ed25519PrivateKey) -> None:
 
 
 def verify(folder: Path, public: str) -> str:
-    """Return "" if everything in `folder` is as it was signed by `public`, 64 hexadecimal digits; else what is wrong."""
+    """Return "" if everything in `folder` is as `public` signed it, 64 hexadecimal digits; else what is wrong."""
     try:
         text, signature = (folder / SUMS).read_bytes(), bytes.fromhex((folder / SIGNATURE).read_text().strip())
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public.strip())).verify(signature, DOMAIN + text)
