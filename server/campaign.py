@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_tensors
 
 from privacy.account import FEDERATION
 from privacy.answer import sum_answers
-from privacy.canonical import canonical_json, parse_canonical, sha256_hex
+from privacy.canonical import Json, canonical_json, parse_canonical, sha256_hex
 from privacy.directory import Directory
 from privacy.errors import CohortTooSmall, ConfigError, LedgerError, SignatureInvalid
 from privacy.files import write_atomic
@@ -110,6 +110,7 @@ class Campaign:
         """
         if directory.sha256 == self.plan.directory_sha256:
             return
+        note_directory(self.ledger, directory)
         self.plan = replace(self.plan, directory_sha256=directory.sha256)
         self.directory = sorted(directory)
         self.keys.clear()
@@ -264,6 +265,24 @@ class Campaign:
         digest = sha256_hex(total.astype("<i8").tobytes())
         self.ledger.commit(query.event_id(FEDERATION), survivors=sorted(heads), heads=dict(heads), sum_sha256=digest)
         return _round_sum(query, total, heads)
+
+
+def note_directory(ledger: Ledger, directory: Directory) -> None:
+    """Note in the federation's ledger who came and who went since it was last noted, once, for whoever audits it.
+
+    The first entry holds whom it began with; devices that came later stand in a POLICY entry, with their keys.
+    """
+    there: dict[str, Json] = {}
+    for entry in ledger.entries():
+        if entry.kind in ("GENESIS", "POLICY"):
+            there |= cast("dict[str, Json]", entry.body.get("devices") or {})
+            there = {
+                name: key for name, key in there.items() if name not in cast("list[str]", entry.body.get("left") or [])
+            }
+    now = {member.device_id: member.public_key for member in directory.members}
+    came, left = {n: key for n, key in now.items() if there.get(n) != key}, sorted(set(there) - set(now))
+    if came or left:
+        ledger.append("POLICY", {"devices": came, "directory_sha256": directory.sha256, "left": left})
 
 
 def replayed(plan: CampaignPlan, folder: Path) -> State:

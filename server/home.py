@@ -27,7 +27,7 @@ from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.query import Limits
-from server.campaign import Campaign, CampaignPlan
+from server.campaign import Campaign, CampaignPlan, note_directory
 from server.optimizer import OPTIMIZERS, FedAvg
 from server.publish import ReleaseOf
 from server.rounds import Courier, Deadlines, Rounds, Watch, scheduled_dropouts
@@ -131,7 +131,12 @@ def open_campaign(plan: CampaignPlan, folder: Path, ledger: Ledger, basis: Basis
 
     Where there is none they stand in the first entry of the ledger.
     """
-    keys = dict(read_directory(directory)) if directory else directory_of(ledger)
+    if directory:
+        members = read_directory(directory)
+        note_directory(ledger, members)
+        keys = dict(members)
+    else:
+        keys = directory_of(ledger)
 
     def state(slots: NDArray[np.float64]) -> str:
         return rows_sha256(plan.basis_sha256, slots)

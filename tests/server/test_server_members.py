@@ -11,14 +11,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from privacy.canonical import canonical_json, parse_canonical
-from privacy.directory import open_directory
+from privacy.directory import open_directory, read_directory
 from privacy.enrolment import open_enrolment, open_invitation
 from privacy.errors import ConfideError, ConfigError, SignatureInvalid
+from privacy.ledger import Ledger
 from server import members
 from server.certificates import days_left, new_server_certificate
 from server.folder import OperatorFolder
 from server.found import begin, bundle_sha256, floor, names_taken
-from server.home import ServerHome
+from server.home import ServerHome, open_campaign
+from tests.agents_by_hand import BASIS
 from tests.operator_by_hand import enrolled_with, enrolment_of, operator_in
 
 
@@ -198,3 +200,28 @@ def test_the_directory_is_signed_by_the_root_key_that_devices_pin(operator: Oper
     file = (operator.home / "ledger" / "directory.json").read_bytes()
     offered = open_invitation((operator.folder / "invitation.json").read_bytes())
     assert "ann" in open_directory(file, offered.root)
+
+
+def test_who_came_and_who_went_stands_in_the_ledger_once(operator: OperatorFolder) -> None:
+    for name in ("ann", "bob"):
+        admit(operator, name)
+    home, key = begin(operator, "one"), ServerHome.load(operator.home).key
+    path = operator.home / "ledger" / "federation.jsonl"
+    admit(operator, "cyd")
+    members.revoke(operator, "ann")
+    with Ledger(path, key) as ledger:
+        campaign = open_campaign(home.plan, operator.home / "rounds", ledger, BASIS, home.directory())
+        assert campaign.directory == ["bob", "cyd"]
+        open_campaign(home.plan, operator.home / "rounds", ledger, BASIS, home.directory())
+        admit(operator, "dan")
+        members.revoke(operator, "bob")
+        campaign.renew(read_directory(home.directory()))
+        assert campaign.directory == ["cyd", "dan"] == sorted(campaign.keys)
+        query = campaign.ask().query
+        assert query.directory_sha256 == operator.directory.sha256  # type: ignore[union-attr]
+        notes = [dict(e.body) for e in ledger.entries() if e.kind == "POLICY" and "left" in e.body]
+    assert [note["left"] for note in notes] == [["ann"], ["bob"]]
+    assert [sorted(note["devices"]) for note in notes] == [["cyd"], ["dan"]]
+    members.revoke(operator, "dan")
+    with Ledger(path, key) as ledger, pytest.raises(ConfigError, match="a cohort of 2 cannot be drawn from 1"):
+        open_campaign(home.plan, operator.home / "rounds", ledger, BASIS, home.directory())
