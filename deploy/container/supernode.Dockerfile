@@ -21,7 +21,7 @@ ENV PATH=/app/launcher:/app/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     CONFIDE_PYTHON=/app/venv/bin/python \
     CONFIDE_HOME=/pinned \
-    FLWR_HOME=/tmp/flower \
+    FLWR_HOME=/scratch \
     FLWR_TELEMETRY_ENABLED=0 \
     FLWR_DISABLE_UPDATE_CHECK=1
 USER 10003:10003
