@@ -30,7 +30,7 @@ from privacy.files import write_atomic
 
 SOURCE = Path(__file__).resolve().parents[1]
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
-POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # Flower's own is a second, for each message
+POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}  # Flower's own is a second; oftener costs a battery
 AGAIN_S = (2.0, 60.0)
 STEADY_S = 60.0  # a program that ran so long begins again with the shortest pause
 STOP_S = 15.0

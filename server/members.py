@@ -104,7 +104,7 @@ def admit(
 def revoke(operator: OperatorFolder, device: str) -> Admitted:
     """Take a device out, sign the next directory, and return its line. Raises ConfigError for one that is not in."""
     known = members(operator)
-    [found] = [each for each in known if each.device == device] or [None]
+    found = next((each for each in known if each.device == device), None)
     if found is None or found.revoked:
         raise ConfigError(f"{device} is not in the directory" + (": it was revoked already" if found else ""))
     if sum(not each.revoked for each in known) == 1:

@@ -25,7 +25,7 @@ from server.members import Admitted, members
 
 NAME = "confide"
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # Flower's own is a second, before each run
+POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}  # Flower's own is a second, before each run
 READY_S, STOP_S, CALL_S = 180.0, 15.0, 180.0
 
 
