@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from client.agent_home import AgentHome
 from client.federation_cli import compared
 from client.join import PINNED, join, joined_invitation, leave, renew
 from client.take_part import Kept, node_environment, supernode
+from client.vault import Vault
+from client.vault_key import Opener
 from privacy.directory import Directory, Member, signed_directory
 from privacy.enrolment import code_key, new_code, open_enrolment, proof_of, weights_sha256
 from privacy.errors import ConfideError, ConfigError, SignatureInvalid
@@ -217,3 +220,13 @@ def test_a_program_that_ends_is_started_again_until_it_is_stopped(
     leader = kept.process.pid
     kept.stop()
     assert gone() and kept.starts == 2
+
+
+def test_a_device_with_a_vault_keeps_its_keys_there(tmp_path: Path, invitation: bytes, model: Path) -> None:
+    with closing(Vault.create(tmp_path / "home", Opener(passphrase="x"))) as vault:
+        home = AgentHome(vault.folder, vault)
+        enrolment = join(home, invitation, CODE, model, "ann")
+        assert home.device_key.public_key().public_bytes_raw().hex() == enrolment.public_key
+        assert not (home.folder / "device.key").exists() and not (home.folder / "noise.key").exists()
+        assert set(json.loads((home.folder / "agent.json").read_text())) & {"person", "scrub", "dial"} == set()
+        assert home.settings.device == "ann"
