@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Any
 
 from privacy.accounting import epsilon_zcdp
@@ -103,7 +104,7 @@ def budget(operator: OperatorFolder) -> dict[str, Any] | None:
         account, policy = read_ledger(path).account, operator.policy
     except ConfideError as error:
         return {"error": str(error)}
-    rho = sum((query.rho or 0 for query in account.busiest()), start=0 * policy.budget_rho)
+    rho = sum((query.rho or Fraction(0) for query in account.busiest()), Fraction(0))
     return {
         "rho": fraction_text(rho),
         "budget_rho": fraction_text(policy.budget_rho),
