@@ -185,8 +185,9 @@ def run(
         if bundle_sha256(folder / "bundle") != operator.settings.bundle_sha256:
             raise ConfigError(f"{folder / 'bundle'} is not what devices pinned: restore it from a backup")
         _require_floor(operator)
-        name = _campaign(operator, campaign, new)
-        link, started = SuperLink(operator), time.time()
+        link = SuperLink(operator)
+        link.stop_runs()
+        name, started = _campaign(operator, campaign, new), time.time()
         run_id = link.submit()
         with _at_work(f"campaign {name}"):
             status = _finished(operator, link, run_id, started)

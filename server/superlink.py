@@ -116,15 +116,18 @@ class SuperLink:
         told = _object(self.flwr("supernode", "list", NAME, "--format", "json"))
         return sum(node["status"] == "online" for node in told["nodes"])
 
-    def submit(self) -> str:
-        """Submit a run of the campaign, new or begun, and return its number. Raises ConfideError.
+    def stop_runs(self) -> None:
+        """Stop the runs that are not over. Raises ConfideError.
 
-        Runs that are not over are stopped first: Flower keeps them in its database and starts them again with itself,
-        and two servers over one ledger stop each other.
+        Flower keeps them in its database and starts them again with itself; two servers over one ledger are one too
+        many.
         """
         for run in _object(self.flwr("list", NAME, "--format", "json"))["runs"]:
             if not str(run["status"]).startswith("finished"):
                 self.flwr("stop", str(run["run-id"]), NAME)
+
+    def submit(self) -> str:
+        """Submit a run of the campaign, new or begun, and return its number. Raises ConfideError."""
         bundle = self.operator.folder.absolute() / "bundle"
         return str(_object(self.flwr("run", str(bundle), NAME, "--format", "json"))["run-id"])
 
