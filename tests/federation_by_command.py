@@ -126,7 +126,16 @@ class Federation:
             **choices,
         }
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        made = ["--model", model, "--basis", basis, "--federation", "trial", "--address", self.address]
+        made: list[str | Path] = [
+            "--model",
+            model,
+            "--basis",
+            basis,
+            "--federation",
+            "trial",
+            "--address",
+            self.address,
+        ]
         self.founded = self.commands.confide("server", "init", self.server, *made, *words)
 
     def home(self, number: int) -> AgentHome:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,23 @@ def stage_begun(federation: Federation, number: int, stage: str) -> bool:
     return any(e["event"] == "stage" and (e["round"], e["stage"]) == (number, stage) for e in seen)
 
 
+def begun_or_over(federation: Federation, run: subprocess.Popen[bytes], number: int, stage: str) -> bool:
+    return stage_begun(federation, number, stage) or run.poll() is not None
+
+
+def summed_or_over(federation: Federation, run: subprocess.Popen[bytes], number: int) -> bool:
+    return bool(federation.sums(number)) or run.poll() is not None
+
+
 @pytest.mark.parametrize("federation", [{"rounds": len(STAGES)}], indirect=True)
 def test_a_device_is_killed_in_each_of_the_five_messages(federation: Federation) -> None:
     run = federation.commands.background("run", "server", "run", federation.server)
     first = federation.home(1).folder
     for number, stage in enumerate(STAGES):
-        until(lambda n=number, s=stage: stage_begun(federation, n, s) or run.poll() is not None, f"{stage} of {number}")
+        until(partial(begun_or_over, federation, run, number, stage), f"{stage} of {number}")
         assert run.poll() is None, (federation.commands.folder / "run.err").read_text()
         federation.commands.kill("client.resident", first)
-        until(lambda n=number: federation.sums(n) or run.poll() is not None, f"the sum of round {number}")
+        until(partial(summed_or_over, federation, run, number), f"the sum of round {number}")
         assert len(federation.sums(number)) == 1
         federation.check_books()
     until(lambda: run.poll() is not None, "the campaign is over")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -219,7 +220,9 @@ def test_who_came_and_who_went_stands_in_the_ledger_once(operator: OperatorFolde
         assert campaign.directory == ["cyd", "dan"] == sorted(campaign.keys)
         query = campaign.ask().query
         assert query.directory_sha256 == operator.directory.sha256  # type: ignore[union-attr]
-        notes = [dict(e.body) for e in ledger.entries() if e.kind == "POLICY" and "left" in e.body]
+        notes: list[dict[str, Any]] = [
+            dict(e.body) for e in ledger.entries() if e.kind == "POLICY" and "left" in e.body
+        ]
     assert [note["left"] for note in notes] == [["ann"], ["bob"]]
     assert [sorted(note["devices"]) for note in notes] == [["cyd"], ["dan"]]
     members.revoke(operator, "dan")

@@ -113,7 +113,7 @@ def test_every_alert_is_about_a_metric_that_exists_and_has_a_line_in_the_runbook
         ("DELETE", {}, 405),
     ],
 )
-def test_who_else_asks_is_refused(port: int, method: str, headers: dict[str, str], status: int) -> None:
+def test_who_else_asks_is_refused(port: int, method: str, headers: dict[str, Any], status: int) -> None:
     assert asked(port, method, "/overview.json", None, **headers)[0] == status
 
 
