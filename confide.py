@@ -34,6 +34,7 @@ EXTRAS = {
     "opacus": "client",
     "peft": "client",
     "presidio_analyzer": "client",
+    "prometheus_client": "server",
     "ray": "simulation",
     "scipy": "client",
     "spacy": "client",
@@ -77,6 +78,7 @@ COMMANDS = {
     ),
     "scrub": Entry("client.scrub_cli", "scrub", "Show what would be removed from a text; measure it against labels."),
     "bench": Entry("simulation.bench.cli", "bench", "Our speed beside a peer's, as ratios from one run."),
+    "server": Entry("server.cli", "server", "A federation of real devices: found it, admit devices, run campaigns."),
     "device": Entry("client.device_cli", "device", "Your own model over your own text, which stays on this device."),
     "model": Entry("client.model_cli", "model", "Fetch a base model once; see what is in the cache."),
 }

@@ -4,6 +4,7 @@
     root.pub                      the federation's root key, pinned           the person, on joining
     policy.json, directory.json   signed by the root key                      the federation
     bundle.sha256                 the one Flower bundle that is answered      the federation
+    invitation.json, authority.crt, supernode, supernode.pub                  `confide device join` (`client.join`)
     device.key, noise.key         mode 0600, made here from the system        this program, once
     people.jsonl, text/           the person's text                           the person
     vault.db, vault.key           in place of the four above, see below       the person
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.canonical import is_digest, is_name
-from privacy.directory import Directory, open_directory
+from privacy.directory import Directory, newer_directory, open_directory
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.policy import Policy, open_policy
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from client.vault import Vault
 
 KEY_BYTES = 32
-SETTINGS = "agent.json"
+SETTINGS, DIRECTORY = "agent.json", "directory.json"
 IN_THE_VAULT = ("person", "scrub", "dial")  # settings that a vault has the say in
 VAULT_FILE = "vault.db"
 
@@ -142,7 +143,22 @@ class AgentHome:
     @property
     def directory(self) -> Directory:
         """Return the directory that the pinned root key signed."""
-        return open_directory(self._signed("directory.json"), self.root_key)
+        return open_directory(self._signed(DIRECTORY), self.root_key)
+
+    @property
+    def held_directory(self) -> Directory | None:
+        """Return the directory, None where the federation has not delivered one yet."""
+        return self.directory if (self.folder / DIRECTORY).exists() else None
+
+    def take_directory(self, file: bytes) -> Directory:
+        """Keep a signed directory that is newer than the one held, and return it. Raises ConfideError for another."""
+        held = self.held_directory
+        found = newer_directory(file, self.root_key, held)
+        if found.federation != self.policy.federation:
+            raise ConfigError("a directory of another federation")
+        if found != held:
+            write_atomic(self.folder / DIRECTORY, file)
+        return found
 
     @property
     def device_key(self) -> Ed25519PrivateKey:

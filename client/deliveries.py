@@ -19,7 +19,15 @@ from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError, EncodingError, ModelError, WireError
 from privacy.files import write_atomic
 from privacy.policy import Policy
-from privacy.session import BASIS_ITEM, HISTORY_ITEM, Start, basis_item, read_history
+from privacy.session import (
+    BASIS_ITEM,
+    DIRECTORY_ITEM,
+    HISTORY_ITEM,
+    Start,
+    basis_item,
+    directory_item,
+    read_history,
+)
 
 KEPT_STARTS = 4
 BASIS_FILE = "basis.safetensors"
@@ -30,7 +38,9 @@ class Deliveries:
 
     `on_basis` is called once, when the policy's basis has arrived or was there already. With `folder` the basis is kept
     there, so that an agent that starts again has it; one that cannot be read, or that the policy no longer names, is
-    asked for again. The adapters of a round are not kept: a round that was cut off is over.
+    asked for again. The adapters of a round are not kept: a round that was cut off is over. `on_directory` is given
+    each signed directory that arrives and raises ConfideError for one that this device does not take; `directory` is
+    the file that it holds already.
     """
 
     def __init__(
@@ -39,8 +49,11 @@ class Deliveries:
         basis: Basis | None = None,
         folder: Path | None = None,
         on_basis: Callable[[Basis], None] = lambda _: None,
+        on_directory: Callable[[bytes], None] | None = None,
+        directory: bytes = b"",
     ) -> None:
-        self._policy, self._folder, self._on_basis = policy, folder, on_basis
+        self._policy, self._folder, self._on_basis, self._on_directory = policy, folder, on_basis, on_directory
+        self._directory = sha256_hex(directory_item(directory)) if directory else ""
         self.history: tuple[bytes, dict[int, list[bytes]]] | None = None  # the federation's ledger, as shown last
         self._basis: Basis | None = None
         self._items: set[str] = set()
@@ -59,7 +72,7 @@ class Deliveries:
     def held(self, offered: Sequence[str]) -> int:
         """Return which of the `offered` item hashes are held, as bits."""
         with self._lock:
-            have = self._items | {item for item, _ in self._starts.values()}
+            have = self._items | {item for item, _ in self._starts.values()} | {self._directory}
         return sum(1 << i for i, digest in enumerate(offered) if digest in have)
 
     def take(self, items: Sequence[bytes]) -> None:
@@ -70,6 +83,8 @@ class Deliveries:
                     self._take_basis(item[1:])
                 elif item[0] == HISTORY_ITEM:
                     self.history = read_history(item)  # each device checks it against what it saw itself
+                elif item[0] == DIRECTORY_ITEM:
+                    self._take_directory(item)
                 else:
                     self._take_start(item)
 
@@ -98,6 +113,12 @@ class Deliveries:
             self._on_basis(basis)
             self._basis = basis
         self._items.add(sha256_hex(basis_item(data)))  # last: whatever failed before is delivered again
+
+    def _take_directory(self, item: bytes) -> None:
+        if self._on_directory is None:
+            raise WireError("a directory came where none is taken")
+        self._on_directory(item[1:])
+        self._directory = sha256_hex(item)
 
     def _named(self, data: bytes) -> Basis:
         basis = Basis.from_bytes(data)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from client import face_cli, owner_cli, training_cli
+from client import face_cli, federation_cli, owner_cli, training_cli
 from client.device_shell import AsJson, asked_of_agent, open_vault, say, typed
 from client.vault import Vault, home_folder
 from client.vault_key import Opener, opener_from, opens_by
@@ -21,6 +21,7 @@ device = typer.Typer(
 for _command in (
     *(training_cli.train, training_cli.adopt, training_cli.export),
     *(owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes),
+    *(federation_cli.join, federation_cli.take_part, federation_cli.leave),
 ):
     device.command()(_command)
 face_cli.mount(device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from client.agent import Device
-from client.agent_home import AgentHome
+from client.agent_home import DIRECTORY, AgentHome
 from client.deliveries import Deliveries
 from client.dial import allowed, checked
 from client.documents import Document, Person
@@ -70,7 +70,7 @@ class Membership:
     """
 
     def __init__(self, home: AgentHome, model: LanguageModel, lock: threading.RLock) -> None:
-        settings, policy, directory = home.settings, home.policy, home.directory
+        settings, policy, directory = home.settings, home.policy, home.held_directory
         key, noise_key = home.device_key, home.noise_key  # both before there is a ledger, see `AgentHome`
         self.home, self.settings, self.policy = home, settings, policy
         self._model, self._lock = model, lock
@@ -89,7 +89,8 @@ class Membership:
         self.own_tokens = 0
         self._refresh()
         self._allowed()
-        deliveries = Deliveries(policy, folder=home.folder, on_basis=self._take_basis)
+        held = (home.folder / DIRECTORY).read_bytes() if directory is not None else b""
+        deliveries = Deliveries(policy, None, home.folder, self._take_basis, self._take_directory, held)
         self._worker = Worker(lock)
         self._service = AgentService([self.device], deliveries, self._worker, Pace(hold_s=settings.hold_s))
         self.relay = WatchedRelaySocket(home.folder / RELAY_SOCKET, self._service.reply, settings.tick_s)
@@ -123,6 +124,8 @@ class Membership:
             "budget_rho": fraction_text(self.policy.budget_rho),
             "epsilon": epsilon_zcdp(spent.rho, DELTA) if spent.rho else 0.0,
             "delta": DELTA,
+            "admitted": self.settings.device in (self.device.directory or {}),
+            "directory": self.device.directory.serial if self.device.directory is not None else None,
             "launcher": STOCK if self.relay.stock else OWN if self.relay.own else NONE,
             "relays": {"own": self.relay.own, "stock": self.relay.stock},
         }
@@ -154,6 +157,10 @@ class Membership:
         if state != self._learned_from:
             self.own_tokens = self._learner.add(self.settings.device, own_history(self.home))
             self._learned_from = state
+
+    def _take_directory(self, file: bytes) -> None:
+        """Keep a newer directory of the pinned root key; who is in it takes part in the next sums, nobody else."""
+        self.device.directory = self.home.take_directory(file)
 
     def _take_basis(self, basis: Basis) -> None:
         """Put the federation's basis into the model; from here on the device can answer."""

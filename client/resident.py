@@ -48,8 +48,9 @@ class Resident:
     def __init__(self, home: AgentHome, encoder: Encoder | None = None, ended: threading.Event | None = None) -> None:
         if not home.joined and home.vault is None:
             raise ConfigError(f"{SETTINGS}: no settings, and no vault: there is nothing to answer from")
-        if home.joined and home.directory.get(home.settings.device) != home.device_key.public_key():
-            raise ConfigError(f"{home.settings.device} is not in the directory under this device's key")
+        directory = home.held_directory if home.joined else None
+        if directory is not None and directory.get(home.settings.device) not in (None, home.device_key.public_key()):
+            raise ConfigError(f"{home.settings.device} is in the directory under another key than this device's")
         self.home, self.ended = home, ended or threading.Event()
         self.lock, self.model = threading.RLock(), loaded(home)
         self.forgotten: list[Callable[[], None]] = []  # who else holds text in memory

@@ -45,23 +45,26 @@ class Member:
 class Directory(Mapping[str, Ed25519PublicKey]):
     """The members of one federation; as a mapping, from a device's name to its key. Raises ConfigError.
 
-    No name and no key stands twice: one key under two names would count twice in a cohort.
+    No name and no key stands twice: one key under two names would count twice in a cohort. A device takes a directory
+    with a higher `serial` in the place of the one it holds, never another: who was revoked does not come back.
     """
 
     federation: str
     members: tuple[Member, ...]
+    serial: int = 0  # not written where it is 0
 
     def __post_init__(self) -> None:
         _require(is_name(self.federation), "federation")
+        _require(type(self.serial) is int and 0 <= self.serial < 2**32, "serial")
         names = [member.device_id for member in self.members]
         _require(1 <= len(names) <= MAX_DEVICES, f"one to {MAX_DEVICES} devices")
         _require(names == sorted(set(names)), "devices are sorted by name, each once")
         _require(len({member.public_key for member in self.members}) == len(names), "a key stands under two names")
 
     @classmethod
-    def of(cls, federation: str, members: Iterable[Member]) -> Directory:
+    def of(cls, federation: str, members: Iterable[Member], serial: int = 0) -> Directory:
         """Return the directory of `members` in any order."""
-        return cls(federation, tuple(sorted(members, key=lambda member: member.device_id)))
+        return cls(federation, tuple(sorted(members, key=lambda member: member.device_id)), serial)
 
     @classmethod
     def of_keys(
@@ -96,19 +99,26 @@ class Directory(Mapping[str, Ed25519PublicKey]):
             {"id": m.device_id, "organisation": m.organisation, "public_key": m.public_key, "vetted": m.vetted}
             for m in self.members
         ]
-        return canonical_json({"devices": rows, "federation": self.federation, "protocol": PROTOCOL})
+        fields: dict[str, object] = {"devices": rows, "federation": self.federation, "protocol": PROTOCOL}
+        return canonical_json(fields | ({"serial": self.serial} if self.serial else {}))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Directory:
         """Return the directory whose canonical bytes are `data`; WireError for form, ConfigError for meaning."""
-        fields = exact_fields(parse_canonical(data), {"protocol", "federation", "devices"}, "directory")
+        value = parse_canonical(data)
+        names = {"protocol", "federation", "devices"} | (
+            {"serial"} if isinstance(value, dict) and "serial" in value else set()
+        )
+        fields = exact_fields(value, names, "directory")
+        if fields.get("serial", 1) == 0:
+            raise WireError("directory: a serial of 0 is written")
         if fields["protocol"] != PROTOCOL or not isinstance(fields["devices"], list):
             raise WireError(f"directory of another protocol than {PROTOCOL}")
         rows = [
             exact_fields(row, {"id", "organisation", "public_key", "vetted"}, "device") for row in fields["devices"]
         ]
         members = (Member(row["id"], row["public_key"], row["organisation"], row["vetted"]) for row in rows)
-        return cls(fields["federation"], tuple(members))
+        return cls(fields["federation"], tuple(members), fields.get("serial", 0))
 
     @cached_property
     def sha256(self) -> str:
@@ -131,6 +141,30 @@ def signed_directory(directory: Directory, key: Ed25519PrivateKey) -> bytes:
 def open_directory(data: bytes, root_key: Ed25519PublicKey) -> Directory:
     """Return the directory of a file that `root_key` signed. Raises WireError, SignatureInvalid, ConfigError."""
     return Directory.from_bytes(signed_body("directory", data, root_key, MAX_BYTES))
+
+
+def read_directory(data: bytes) -> Directory:
+    """Return the directory of a signed file without looking at the signature: for the server that keeps it, no device.
+
+    Raises WireError, ConfigError.
+    """
+    return Directory.from_bytes(
+        canonical_json(exact_fields(parse_canonical(data), {"directory", "signature"}, "directory file")["directory"])
+    )
+
+
+def newer_directory(data: bytes, root_key: Ed25519PublicKey, held: Directory | None) -> Directory:
+    """Return the directory of a file that `root_key` signed, if it may take the place of `held`: the same, or newer.
+
+    Raises as `open_directory`, and ConfigError for an older one, another of the same serial, or another federation's.
+    """
+    found = open_directory(data, root_key)
+    if held is not None and found != held:
+        _require(found.federation == held.federation, "of another federation")
+        _require(
+            found.serial > held.serial, f"number {found.serial} is not newer than number {held.serial}, which is held"
+        )
+    return found
 
 
 def _require(holds: object, problem: str) -> None:

@@ -41,6 +41,7 @@ SIGNATURE_BYTES: Final = 64
 BASIS_ITEM: Final = 1
 START_ITEM: Final = 2
 HISTORY_ITEM: Final = 3
+DIRECTORY_ITEM: Final = 4
 MAX_NOTE_BYTES: Final = 65536
 MAX_PROOFS: Final = 1024
 _SIGNED_HELLO: Final = b"confide/hello/1\x00"
@@ -137,7 +138,7 @@ class Delivery:
     def __post_init__(self) -> None:
         require(isinstance(self.items, tuple) and 1 <= len(self.items) <= MAX_OFFERED, "a delivery of no or many items")
         kinds = {item[:1] if type(item) is bytes else b"" for item in self.items}
-        require(kinds <= {b"\x01", b"\x02", b"\x03"}, "an item of unknown kind")
+        require(kinds <= {b"\x01", b"\x02", b"\x03", b"\x04"}, "an item of unknown kind")
         require(sum(map(len, self.items)) <= MAX_DELIVERY_BYTES, "a delivery that is too large")
 
     def encode(self) -> bytes:
@@ -240,6 +241,11 @@ def read_history(item: bytes) -> tuple[bytes, dict[int, list[bytes]]]:
 def basis_item(basis_bytes: bytes) -> bytes:
     """Return the item of a delivery that holds a basis, as `Basis.to_bytes` writes it."""
     return bytes([BASIS_ITEM]) + basis_bytes
+
+
+def directory_item(file: bytes) -> bytes:
+    """Return the item of a delivery that holds a signed directory, the file of `privacy.directory`."""
+    return bytes([DIRECTORY_ITEM]) + file
 
 
 def digest_of(items: Sequence[bytes]) -> str:

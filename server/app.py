@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from privacy.errors import ConfideError
 from server.courier import FlowerCourier
+from server.events import EventLog
 from server.home import ServerHome
 from server.link import Link, LinkWatch
 from server.publish import publish
@@ -60,5 +61,12 @@ def rounds(home: ServerHome, grid: Grid, watch: Watch, publishes: bool = False) 
 
 
 def serve(home: ServerHome, grid: Grid) -> None:
-    """Run a campaign of real devices to its signed release."""
-    rounds(home, grid, Watch(), publishes=True)
+    """Run a campaign of real devices to its signed release; what happens is noted for the operator, in counts."""
+    log = EventLog(home.folder, home.plan.campaign)
+    log.note("begun", rounds=len(home.plan.steps), cohort=home.plan.cohort)
+    try:
+        rounds(home, grid, log, publishes=True)
+    except ConfideError as error:
+        log.note("failed", reason=str(error))
+        raise
+    log.note("released")

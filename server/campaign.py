@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -21,7 +21,8 @@ from safetensors.numpy import save as save_tensors
 
 from privacy.account import FEDERATION
 from privacy.answer import sum_answers
-from privacy.canonical import canonical_json, parse_canonical, sha256_hex
+from privacy.canonical import Json, canonical_json, parse_canonical, sha256_hex
+from privacy.directory import Directory
 from privacy.errors import CohortTooSmall, ConfigError, LedgerError, SignatureInvalid
 from privacy.files import write_atomic
 from privacy.fixedpoint import decode_mean
@@ -70,8 +71,7 @@ class Campaign:
         self.plan, self.folder, self.ledger = plan, folder, ledger
         self.directory, self.keys = sorted(device_ids), dict(keys or {})
         self._release_hash = release_hash
-        if plan.cohort > len(self.directory):
-            raise ConfigError(f"a cohort of {plan.cohort} cannot be drawn from {len(self.directory)} devices")
+        self._require_cohort()
         folder.mkdir(parents=True, exist_ok=True)
         self.public = Public.load(folder.parent)
         self.state = first_state(plan, self.public)
@@ -101,6 +101,21 @@ class Campaign:
     def collapsed(self) -> bool:
         """Return whether one persona holds nearly everybody that was counted, see `server.personas.collapsed`."""
         return collapsed(self.state.persona_counts, self.state.count_deviation, self.plan.persona_floor)
+
+    def renew(self, directory: Directory) -> None:
+        """Ask the devices of `directory` from the next attempt on: who was revoked is out, who was admitted is in.
+
+        The mapping `keys` stays the same object, for whoever brings the frames. Raises ConfigError where a cohort can
+        no longer be drawn.
+        """
+        if directory.sha256 == self.plan.directory_sha256:
+            return
+        note_directory(self.ledger, directory)
+        self.plan = replace(self.plan, directory_sha256=directory.sha256)
+        self.directory = sorted(directory)
+        self.keys.clear()
+        self.keys.update(directory)
+        self._require_cohort()
 
     def ask(self) -> Asked:
         """Return the next round's question, reserved in the ledger; after a crash the very one that was stored."""
@@ -176,6 +191,11 @@ class Campaign:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
+    def _require_cohort(self) -> None:
+        cohort, there = self.plan.cohort, len(self.directory)
+        if cohort > there:
+            raise ConfigError(f"a cohort of {cohort} cannot be drawn from {there} devices")
+
     def _flushed(self) -> Iterator[RoundSum]:
         """Yield the rounds whose sums are on the disk, and note in the ledger what a crash left unnoted."""
         for number in range(len(self.plan.steps)):
@@ -215,11 +235,14 @@ class Campaign:
         )
 
     def _stored(self, number: int, attempt: int) -> Query:
-        """Return the query on the disk. The plan and the adapters so far must ask the very same, or LedgerError."""
+        """Return the query on the disk. The plan and the adapters so far must ask the very same, or LedgerError.
+
+        But for the directory: who may take part changes while a campaign goes on.
+        """
         path = self._path(number, attempt, "query")
         query = Query.from_bytes(path.read_bytes())
         expected = self._query(number, attempt, self.state.rows(self.plan.steps[number]))
-        if query != replace(expected, ledger_head=query.ledger_head):
+        if query != replace(expected, ledger_head=query.ledger_head, directory_sha256=query.directory_sha256):
             raise LedgerError(f"{path.name} is not what this plan asks: the folder belongs to another campaign")
         return query
 
@@ -242,6 +265,24 @@ class Campaign:
         digest = sha256_hex(total.astype("<i8").tobytes())
         self.ledger.commit(query.event_id(FEDERATION), survivors=sorted(heads), heads=dict(heads), sum_sha256=digest)
         return _round_sum(query, total, heads)
+
+
+def note_directory(ledger: Ledger, directory: Directory) -> None:
+    """Note in the federation's ledger who came and who went since it was last noted, once, for whoever audits it.
+
+    The first entry holds whom it began with; devices that came later stand in a POLICY entry, with their keys.
+    """
+    there: dict[str, Json] = {}
+    for entry in ledger.entries():
+        if entry.kind in ("GENESIS", "POLICY"):
+            there |= cast("dict[str, Json]", entry.body.get("devices") or {})
+            there = {
+                name: key for name, key in there.items() if name not in cast("list[str]", entry.body.get("left") or [])
+            }
+    now = {member.device_id: member.public_key for member in directory.members}
+    came, left = {n: key for n, key in now.items() if there.get(n) != key}, sorted(set(there) - set(now))
+    if came or left:
+        ledger.append("POLICY", {"devices": came, "directory_sha256": directory.sha256, "left": left})
 
 
 def replayed(plan: CampaignPlan, folder: Path) -> State:

@@ -1,6 +1,7 @@
 """A campaign's folder as its server finds it: the plan, the keys, the policy, the basis, the ledger, the sums.
 
-    ledger/policy.json, federation.jsonl      checkpoints/campaign.json, server.key, basis.safetensors, rounds/
+    ledger/policy.json, federation.jsonl      ledger/directory.json, where it may change
+    checkpoints/campaign.json, server.key, basis.safetensors, rounds/
 
 Whoever prepares a campaign (`confide simulate`, an operator) writes it once; the server, here or inside Flower, reads
 it and goes on from the last flushed sum.
@@ -21,16 +22,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from numpy.typing import NDArray
 
 from privacy.adapter import Basis, rows_sha256
+from privacy.directory import read_directory
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.query import Limits
-from server.campaign import Campaign, CampaignPlan
+from server.campaign import Campaign, CampaignPlan, note_directory
 from server.optimizer import OPTIMIZERS, FedAvg
 from server.publish import ReleaseOf
 from server.rounds import Courier, Deadlines, Rounds, Watch, scheduled_dropouts
 
 PLAN, KEY, BASIS, ROUNDS = "campaign.json", "server.key", "basis.safetensors", "rounds"
+DIRECTORY = "directory.json"
 
 
 EXTERNAL = "external"  # a researcher's own step: in the process that made it alone, no server loads it
@@ -103,7 +106,7 @@ class ServerHome:
         """
         key, basis = self.key, self.basis
         with Ledger(self.folder / "ledger" / "federation.jsonl", key) as ledger:
-            campaign = open_campaign(self.plan, self.folder / "checkpoints" / ROUNDS, ledger, basis)
+            campaign = open_campaign(self.plan, self.folder / "checkpoints" / ROUNDS, ledger, basis, self.directory())
             if self.plan.transport == "masked" and not self.simulated:
                 campaign.lose_begun()
             yield Rounds(
@@ -114,12 +117,26 @@ class ServerHome:
                 self.deadlines,
                 watch,
                 lambda asked: scheduled_dropouts(self.plan.seed, self.dropout, asked),
+                self.directory,
             )
 
+    def directory(self) -> bytes:
+        """Return the file of the signed directory as it stands now, b"" where the federation keeps none."""
+        path = self.folder / "ledger" / DIRECTORY
+        return path.read_bytes() if path.exists() else b""
 
-def open_campaign(plan: CampaignPlan, folder: Path, ledger: Ledger, basis: Basis) -> Campaign:
-    """Return the campaign in `folder`, begun or gone on with; its directory is in the first entry of its ledger."""
-    keys = directory_of(ledger)
+
+def open_campaign(plan: CampaignPlan, folder: Path, ledger: Ledger, basis: Basis, directory: bytes = b"") -> Campaign:
+    """Return the campaign in `folder`, begun or gone on with, for the devices of the signed `directory`.
+
+    Where there is none they stand in the first entry of the ledger.
+    """
+    if directory:
+        members = read_directory(directory)
+        note_directory(ledger, members)
+        keys = dict(members)
+    else:
+        keys = directory_of(ledger)
 
     def state(slots: NDArray[np.float64]) -> str:
         return rows_sha256(plan.basis_sha256, slots)

@@ -28,11 +28,11 @@ class ReleaseOf:
 
 
 def publish(campaign: Campaign, basis: Basis, of: ReleaseOf, key: Ed25519PrivateKey, folder: Path) -> str:
-    """Write the signed release and its ledger entry, once; return its hash."""
+    """Write the signed release and its ledger entry, once after the campaign's last sum; return its hash."""
     ledger, plan = campaign.ledger, campaign.plan
-    known = [entry for entry in ledger.entries() if entry.kind == "RELEASE"]
-    if known:
-        return str(known[-1].body["release_sha256"])
+    last = next((entry for entry in reversed(ledger.entries()) if entry.kind in ("COMMIT", "RELEASE")), None)
+    if last is not None and last.kind == "RELEASE":
+        return str(last.body["release_sha256"])
     queries = list(ledger.account.busiest())
     facts = ReleaseFacts(
         federation=plan.federation,

@@ -20,11 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.canonical import sha256_hex
+from privacy.directory import read_directory
 from privacy.errors import CohortTooSmall, ConfideError, SumInvalid, WireError
 from privacy.query import Query
 from privacy.secagg.clear import ClearSum
 from privacy.secagg.server import SumServer
-from privacy.session import Accepted, Delivery, Received, Start, Training, basis_item, digest_of, history_item
+from privacy.session import (
+    Accepted,
+    Delivery,
+    Received,
+    Start,
+    Training,
+    basis_item,
+    digest_of,
+    directory_item,
+    history_item,
+)
 from privacy.wire import Message, Refusal, RefusalCode, decode
 from server.campaign import Asked, Campaign, RoundSum
 
@@ -113,12 +124,17 @@ class Watch:
     def lost(self, asked: Asked, reason: str) -> None:
         """An attempt came to nothing; another one follows."""
 
+    def summed(self, asked: Asked, result: RoundSum) -> None:
+        """A sum is flushed and counts."""
+
 
 @dataclass(frozen=True)
 class Rounds:
     """What all rounds of one campaign share. `basis` is its file's bytes, `sign` signs what a round starts from.
 
     `dropped` is for simulation: the devices whose answers are lost on the way, by the schedule and not by the clock.
+    `directory` returns the file of the directory as it stands now, looked at before each attempt; b"" where there is
+    none, and the devices are those that the federation began with.
     """
 
     campaign: Campaign
@@ -128,6 +144,7 @@ class Rounds:
     deadlines: Deadlines = Deadlines()
     watch: Watch = field(default_factory=Watch)
     dropped: Callable[[Asked], frozenset[str]] = lambda _: frozenset()
+    directory: Callable[[], bytes] = lambda: b""
 
     def run(self) -> None:
         """Run what is left of the campaign. Raises CohortTooSmall when a round failed in all its attempts."""
@@ -137,17 +154,22 @@ class Rounds:
     def one(self) -> RoundSum:
         """Run the next round, in as many attempts as it takes, and return it."""
         while True:
+            file = self.directory()
+            if file:
+                self.campaign.renew(read_directory(file))
             asked, started = self.campaign.ask(), time.monotonic()
             try:
-                result = self._sum(asked, started)
+                result = self._sum(asked, started, (directory_item(file),) if file else ())
             except (CohortTooSmall, SumInvalid) as error:
                 self.campaign.lose(asked)
                 self.watch.lost(asked, str(error))
             else:
-                return self.campaign.take_sum(asked, result.total, result.heads)
+                taken = self.campaign.take_sum(asked, result.total, result.heads)
+                self.watch.summed(asked, taken)
+                return taken
 
-    def _sum(self, asked: Asked, started: float) -> PrivateSum:
-        accepted = self._train(asked)
+    def _sum(self, asked: Asked, started: float, members: tuple[bytes, ...]) -> PrivateSum:
+        accepted = self._train(asked, members)
         machine = sum_for(asked, self.campaign)
         time.sleep(max(0.0, self.deadlines.window))
         answering = accepted
@@ -158,12 +180,12 @@ class Rounds:
             machine.advance()
         return machine
 
-    def _train(self, asked: Asked) -> set[str]:
+    def _train(self, asked: Asked, members: tuple[bytes, ...]) -> set[str]:
         """Bring everybody what they lack, ask for training, and return who accepted."""
         slots = asked.slots.astype(np.float32)
         query = asked.query
         start = self.sign(Start(query.federation, query.campaign, query.round, slots))
-        items = (basis_item(self.basis), start.item(), history_item(*self.campaign.ledger.shown(query)))
+        items = (*members, basis_item(self.basis), start.item(), history_item(*self.campaign.ledger.shown(query)))
         present = self._present(asked, [sha256_hex(item) for item in items])
         lacking = {d: tuple(item for i, item in enumerate(items) if not held >> i & 1) for d, held in present.items()}
         parcels = {parts: Delivery(parts).encode() for parts in set(lacking.values()) if parts}

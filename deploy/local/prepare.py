@@ -35,6 +35,7 @@ from deploy.local.choice import Choice
 from privacy.accounting import rho_of
 from privacy.adapter import Basis
 from privacy.directory import Directory, Member, signed_directory
+from privacy.enrolment import weights_sha256
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
@@ -179,12 +180,6 @@ def campaign(
     genesis = {"federation": FEDERATION, "owner": "federation", "devices": devices}
     with Ledger(folder / "ledger" / "federation.jsonl", key, genesis) as ledger:
         ledger.append("POLICY", {"policy_sha256": policy.sha256})
-
-
-def weights_sha256(model: Path) -> str:
-    """Return the hash over the weight files of a model folder, in order of their names."""
-    files = sorted(model.glob("*.safetensors"))
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def new_key(path: Path) -> Ed25519PrivateKey:

@@ -112,8 +112,10 @@ def _device(path: Path, known: Mapping[str, str], federation: LedgerView | None)
 
 
 def _known_keys(federation: LedgerView | None) -> dict[str, str]:
-    devices = federation.genesis.get("devices") if federation is not None else None
-    return {name: str(key) for name, key in devices.items()} if isinstance(devices, dict) else {}
+    """Return the key of every device that was ever in the directory: GENESIS, and POLICY for those that came later."""
+    bodies = [entry.body for entry in federation.entries if entry.kind in ("GENESIS", "POLICY")] if federation else []
+    found = [each for body in bodies if isinstance(each := body.get("devices"), dict)]
+    return {name: str(key) for devices in found for name, key in devices.items()}
 
 
 def _policy(run: Path, key: Ed25519PublicKey, federation: LedgerView | None) -> tuple[Policy | None, Finding]:
