@@ -98,6 +98,9 @@ def prefer(
     demonstrations: Annotated[
         bool, typer.Option("--demonstrations", help="Your own words against samples too.")
     ] = False,
+    record_epsilon: Annotated[
+        float | None, typer.Option(help="Each choice protected by this epsilon: may be exported.", min=0.01)
+    ] = None,
     seconds: Annotated[float, typer.Option(help="The longest training.", min=1)] = 180.0,
     as_json: AsJson = False,
 ) -> None:
@@ -112,12 +115,18 @@ def prefer(
     with open_vault() as vault, training_alone(vault.folder), Console(stderr=True).status("reading") as status:
         made = learn(
             vault, model_of(vault), DPO(seconds=seconds), demonstrations,
-            lambda done, steps: status.update(f"training: {done} of {steps} steps"),
+            lambda done, steps: status.update(f"training: {done} of {steps} steps"), record_epsilon,
         )  # fmt: skip
     text = (
         f"{made.words} {made.pairs} pairs trained on; of {made.held_back} held back {made.agreed:.0%} agree."
         f" How far it says what you say: {made.shift_before:+.2f} nats before, {made.shift_after:+.2f} after."
     )
+    if made.privacy is not None:
+        text += (
+            f" Epsilon {made.privacy.epsilon:.2f} (delta {made.privacy.delta:g}) for each choice; one text of yours"
+            f" stood in at most {made.most_choices_of_a_document} of them."
+            f" `confide device export FOLDER --adapter {made.adapter}` lets it leave."
+        )
     say(made.to_json(), text, as_json)
 
 
