@@ -76,7 +76,9 @@ def autostart(
 
 def token(
     name: Annotated[str, typer.Argument(help="The program that will use it; nothing: show all.")] = "",
-    scope: Annotated[list[str] | None, typer.Option(help="chat, memories, embeddings; chat alone if none.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="chat, memories, embeddings, learn; chat alone if none.")
+    ] = None,
     drop: Annotated[bool, typer.Option("--drop", help="Make the token of this name worthless.")] = False,
     as_json: AsJson = False,
 ) -> None:

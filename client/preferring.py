@@ -37,7 +37,7 @@ from client.own_training import OWN_MODULES
 from client.personal import IA3, LORA, active
 from client.personalize import held_back_rows
 from client.preference import pair_of
-from client.preferences import CHAT, SEPARATOR, Preference, preferences
+from client.preferences import CHAT, SEPARATOR, Preference, choices_of_documents, preferences
 from client.private_dpo import Choices, train_private_dpo
 from client.prompt import CHAT as CHAT_PROMPT
 from client.prompt import PLAIN, templates
@@ -151,10 +151,7 @@ def _in_words(number: int, serves: bool, reasons: Sequence[str]) -> str:
 
 def _most_choices(vault: Vault) -> int:
     """Return in how many prompts with a choice one document stood at most: what it said is protected as often."""
-    rows = vault.select(
-        "SELECT count(DISTINCT prompt) FROM preference_document JOIN preference ON id = preference GROUP BY document"
-    )
-    return max((int(row[0]) for row in rows), default=0)
+    return max(choices_of_documents(vault).values(), default=0)
 
 
 def _against(losses: NDArray[np.float64], prompts: Sequence[str], worse: float, shifted: float) -> list[str]:
@@ -258,7 +255,7 @@ def _keep(
     # a record-level guarantee of before holds no more
     facts |= {"preferences": pairs, "privacy": asdict(privacy) if privacy else None}
     with vault.change() as rows:
-        known = {row[0] for row in rows.execute("SELECT document FROM preference_document")} | shown
+        known = set(choices_of_documents(vault)) | shown
         if now is not None:
             known |= {
                 row[0] for row in rows.execute("SELECT document FROM adapter_document WHERE adapter = ?", (now[0],))

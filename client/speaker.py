@@ -42,7 +42,7 @@ CANDIDATES, DRAWN, MOST_DRAWN = 3, 6, 40
 CONTINUE_TOKENS = 256
 QUOTED, LEAST_QUOTED = 3, 4  # passages that are read for a quotation, words that it has at least
 MOST_TOKENS, MOST_CHARACTERS = 2048, 20_000
-_DRAW = Sampling(temperature=0.8, top_p=0.9)
+DRAW = Sampling(temperature=0.8, top_p=0.9)
 _SENTENCE_END = re.compile(r"[.!?…]+[\"')\]]*(?=\s|$)")
 
 Turn = tuple[str, str]  # who speaks (system, user, assistant), and what
@@ -172,7 +172,7 @@ class Speaker:
         likelihoods = np.zeros((MOST_DRAWN, DRAWN))
         with self._lock:
             self._speak_as(prompt)
-            draw = Sampling(_DRAW.temperature, _DRAW.top_p, seed)
+            draw = Sampling(DRAW.temperature, DRAW.top_p, seed)
             for step, (chosen, likelihood) in enumerate(drawn(self.model, prompt.ids, MOST_DRAWN, draw, DRAWN)):
                 likelihoods[step] = likelihood.numpy()
                 for row, token in zip(rows, chosen.tolist(), strict=True):

@@ -29,7 +29,7 @@ from client.importers import PURPOSES
 from client.journal import changes
 from client.library import Kept
 from client.owner_cli import dial_facts
-from client.preferences import drop_preferences, prefer
+from client.preferences import drop_preferences, prefer, preferences, thumbs
 from client.scrub_strength import set_strength, strength_of
 from client.speaker import BASE, PERSONAL, VOICES, Speaker
 from client.vault import Vault
@@ -79,7 +79,8 @@ class Owner:
         return vault_facts(self._vault) | {
             "purposes": list(PURPOSES),
             "vectors": count("SELECT count(*) FROM vector"),
-            "preferences": count("SELECT count(*) FROM preference"),
+            "preferences": len(preferences(self._vault)),
+            "thumbs": thumbs(self._vault),
             "chats": count("SELECT count(*) FROM chat"),
             "attributes": dict(self._vault.select("SELECT name, value FROM attribute ORDER BY name")),
             "pseudonyms": dict(kinds),

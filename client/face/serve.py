@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from client.agent_home import AgentHome
 from client.encoder import MINILM, Encoder, open_encoder
+from client.face.feedback import Replies
 from client.face.guard import Guard
 from client.face.openai_api import OpenAI
 from client.face.owner import Owner
@@ -32,8 +33,10 @@ LOOK_S = 15.0  # between two looks at whether anybody asks
 
 def face_app(speaker: Speaker, resident: Resident, tokens: Tokens, work: Work, port: int) -> Guard:
     """Return the application behind its guard."""
-    page = Page(speaker, work)
-    api, vault = OpenAI(speaker, work), speaker.vault
+    replies = Replies(speaker.vault)
+    resident.forgotten.append(replies.forget)
+    page = Page(speaker, work, replies)
+    api, vault = OpenAI(speaker, work, replies), speaker.vault
     owner = Owner(vault, speaker, work, lambda: resident.handle({"do": "forgot"}))
     return Guard(Starlette(routes=[*page.routes(), *owner.routes(), *api.routes()]), tokens, port)
 

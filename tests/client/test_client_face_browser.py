@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.importers import add
-from client.preferences import preferences
+from client.preferences import drop_preferences, preferences
 from tests.face_served import Face, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -104,6 +104,49 @@ def test_a_chat_names_who_speaks_and_shows_the_memories(seen: Seen) -> None:
     page.wait_for_selector(".said.assistant >> nth=1")
     page.wait_for_selector("#chat-stop", state="hidden")
     assert "without your text" in page.inner_text(".said.assistant >> nth=1 >> .who")
+
+
+def test_a_reply_is_judged_and_changed_only_where_that_was_allowed(face: Face, seen: Seen) -> None:
+    page = seen.page
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Your turn").fill("When does the ferry go?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".said.assistant .judge", state="attached")
+    assert page.get_by_role("button", name="Good reply").count() == 0
+    page.get_by_label("Let me judge replies").check()
+    page.wait_for_selector("#chat-another:not([hidden])")
+    with page.expect_response("**/page/judged"):
+        page.get_by_role("button", name="Bad reply").click()
+    page.wait_for_selector("button[aria-pressed=true]")
+    page.get_by_role("button", name="Another reply").click()
+    page.wait_for_selector(".said.assistant >> nth=1 >> .judge")
+    with page.expect_response("**/page/judged"):
+        page.get_by_role("button", name="Good reply").nth(1).click()
+    page.get_by_role("button", name="Change it").nth(1).click()
+    page.get_by_label("What it should say").fill("At seven.")
+    with page.expect_response("**/page/judged"):
+        page.get_by_role("button", name="Keep my version").click()
+    page.wait_for_selector(".said.assistant >> nth=1 >> .reply:has-text('At seven.')")
+    found = [pair for pair in preferences(face.vault) if pair.prompt == "When does the ferry go?"]
+    assert "At seven." in {pair.chosen for pair in found} and len({pair.chosen for pair in found}) >= 2
+    drop_preferences(face.vault)
+
+
+def test_a_suggestion_that_is_changed_is_preferred_to_what_it_was(face: Face, seen: Seen) -> None:
+    page, before = seen.page, len(preferences(face.vault))
+    page.get_by_role("link", name="Continue").click()
+    text = page.get_by_label("Your text", exact=True)
+    text.fill("Baked a loaf.")
+    page.get_by_label("Keep my choices in the vault").first.check()
+    text.press("Control+Enter")
+    page.wait_for_selector(".candidate >> nth=1")
+    proposed = page.inner_text(".candidate >> nth=0 >> p")
+    page.get_by_role("button", name="Change suggestion 1").click()
+    page.get_by_label("Your version of suggestion 1").fill("It was flat.")
+    with page.expect_response("**/page/chosen"):
+        page.get_by_role("button", name="Keep my version").click()
+    assert [(p.chosen, p.rejected) for p in preferences(face.vault)[before:]] == [("It was flat.", proposed)]
+    page.wait_for_selector(".candidate >> nth=0 >> p:has-text('It was flat.')")
 
 
 def test_consent_dial_and_scrubbing_are_kept(face: Face, seen: Seen) -> None:

@@ -1,4 +1,5 @@
 import { askLines, at, doing, make, sourceItem, speaks, _ } from "./ask.js";
+import { judged } from "./judge.js";
 
 let turns = [];
 let running;
@@ -11,16 +12,20 @@ function said(role) {
   return { item, who, text };
 }
 
-async function send(question) {
+function send(question) {
   said("user").text.textContent = question;
   turns.push({ role: "user", content: question });
+  return reply(question, false);
+}
+
+async function reply(question, another) {
   const reply = said("assistant");
   reply.text.classList.add("busy");
   running = new AbortController();
   at("chat-stop").hidden = false;
   const voice = document.querySelector("input[name=voice]:checked").value;
   try {
-    await askLines("chat", { turns, voice }, (facts) => {
+    await askLines("chat", { turns, voice, another }, (facts) => {
       if (facts.model) {
         reply.who.textContent = speaks(facts);
         if (facts.memories.length) {
@@ -29,12 +34,20 @@ async function send(question) {
         }
       }
       if (facts.piece) reply.text.textContent += facts.piece;
+      if (facts.id && reply.text.textContent.trim()) {
+        const turn = { role: "assistant", content: reply.text.textContent };
+        turns.push(turn);
+        reply.item.append(judged(facts.id, reply.text, (text) => { turn.content = text; }));
+      }
     }, running.signal);
   } finally {
     reply.text.classList.remove("busy");
     at("chat-stop").hidden = true;
-    if (reply.text.textContent) turns.push({ role: "assistant", content: reply.text.textContent });
-    else turns.pop();
+    if (turns.at(-1)?.role === "user") { // it was stopped, or nothing came
+      if (reply.text.textContent) turns.push({ role: "assistant", content: reply.text.textContent });
+      else turns.pop();
+    }
+    at("chat-another").hidden = turns.length === 0;
   }
 }
 
@@ -55,9 +68,15 @@ export function startChat() {
     }
   });
   at("chat-stop").addEventListener("click", () => running?.abort());
+  at("chat-another").addEventListener("click", () => {
+    if (turns.at(-1)?.role === "assistant") turns.pop();
+    doing(at("chat-another"), () => reply(turns.at(-1).content, true));
+  });
+  at("chat-learn").addEventListener("change", () => at("chat-turns").classList.toggle("learns", at("chat-learn").checked));
   at("chat-new").addEventListener("click", () => {
     running?.abort();
     turns = [];
+    at("chat-another").hidden = true;
     at("chat-turns").replaceChildren();
     text.focus();
   });
