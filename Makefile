@@ -68,6 +68,7 @@ stat: $(READY)
 	@$(RUN)/python -m pytest --quiet -m statistical
 
 e2e: $(READY)
+	@if command -v npm > /dev/null; then npm ci --prefix tests/web --no-audit --no-fund --silent; fi
 	@$(RUN)/python -m pytest --quiet -m "e2e or slow"
 
 # The lock of everything but torch, pip and confide itself; holds no index address.
