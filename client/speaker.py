@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,11 @@ from client.encoder import Encoder
 from client.library import Passage
 from client.live_reply import LiveReply
 from client.model import GLOBAL, OWN, LanguageModel
-from client.own import own_tensors
 from client.personal import PROMPT, active
 from client.preferences import REPLY, SENTENCE, SEPARATOR, SUBJECT
 from client.prompt import CHAT, CONTEXTUAL, CONTINUE, PLAIN, context, templates
 from client.retrieve import METHODS, PersonalIndex
+from client.serving import Serving, in_place
 from client.vault import Vault
 from client.wall import harmless_reply
 from privacy.errors import ConfigError
@@ -75,7 +76,7 @@ class Speaker:
         self._reading = threading.RLock()
         self._assistant = Assistant(vault, model, encoder)
         self._about = self._assistant.about(self._assistant.index)
-        self._placed: object = None
+        self._serving = Serving(vault, model)
 
     @property
     def encoder(self) -> Encoder | None:
@@ -148,8 +149,7 @@ class Speaker:
         The model is this reply's alone until the iterator ends: run it to its end, or close it, in one thread.
         """
         live, count = LiveReply(prompt.question), 0
-        with self._lock:
-            self._speak_as(prompt)
+        with self._lock, self._speaking(prompt):
             for piece, count in pieces(self.model, prompt.ids, most, sampling):
                 if stopped is not None and stopped.is_set():
                     return
@@ -170,8 +170,7 @@ class Speaker:
         prompt = self.written(written + SEPARATOR[kind].rstrip(" "))
         rows: list[list[int]] = [[] for _ in range(DRAWN)]
         likelihoods = np.zeros((MOST_DRAWN, DRAWN))
-        with self._lock:
-            self._speak_as(prompt)
+        with self._lock, self._speaking(prompt):
             draw = Sampling(DRAW.temperature, DRAW.top_p, seed)
             for step, (chosen, likelihood) in enumerate(drawn(self.model, prompt.ids, MOST_DRAWN, draw, DRAWN)):
                 likelihoods[step] = likelihood.numpy()
@@ -192,6 +191,7 @@ class Speaker:
             self._fresh()
             self._about = self._assistant.about(self._assistant.index)
         with self._lock:
+            self._serving.forget()
             self.model.drop_own()
 
     def _fresh(self) -> PersonalIndex:
@@ -207,26 +207,22 @@ class Speaker:
         now = active(self.vault)  # a soft prompt stands before the upper layers, which a reply does not cut off
         return self._assistant.chosen().own and now is not None and now[1] != PROMPT
 
-    def _speak_as(self, prompt: Prompt) -> None:
+    @contextmanager
+    def _speaking(self, prompt: Prompt) -> Iterator[None]:
         """Make the model the one that speaks: bare, or with what serves the person; never with a round's cores."""
         if prompt.voice == BASE:
-            self.model.activate()
+            with in_place(self.model, {}):
+                yield
             return
-        wanted = (serving(self.vault), active(self.vault))
-        if self._placed != (wanted, self._numbers()):
-            put_serving(self.vault, self.model)
-            self._placed = (wanted, self._numbers())
+        own = active(self.vault)
+        layers = self._serving.layers(serving(self.vault), own[0] if prompt.own and own is not None else 0)
+        if layers is not None:
+            with in_place(self.model, layers):
+                yield
+            return
+        put_serving(self.vault, self.model)  # IA3 scales what a layer gives: no sum of matrices
         self.model.activate(*((GLOBAL, OWN) if prompt.own else (GLOBAL,)))
-
-    def _numbers(self) -> tuple[tuple[int, int], ...]:
-        """Return which tensors the adapters are and how often each was written to: equal means that nobody did since.
-
-        Training, another person's question and a round of a federation all write to the one model.
-        """
-        parameters: list[torch.Tensor] = list(own_tensors(self.model).values())
-        if self.model.layout is not None:
-            parameters += [core.weight for core in self.model.cores().values()]
-        return tuple((id(p), p._version) for p in parameters)
+        yield
 
     def _longest(self) -> int:
         """Return how many tokens of prompt leave room for a reply."""

@@ -1,0 +1,145 @@
+"""What a reply is made with: the base model with a release's core and an own adapter folded into two matrices a layer.
+
+    y = W x + B (A x),      A = [R A_basis ; A_own]  [r, d_in],      B = [B_basis , B_own]  [d_out, r]
+
+The same sum as the adapters give side by side, in the base model's precision and with half the steps. Folded layers are
+kept ready for the ways that served last, so that another person's or another release's are put in by changing
+references alone. Training and rounds work on the model's own adapters, which this leaves where they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from client.gains import GLOBAL_CORE
+from client.model import LanguageModel
+from client.own import own_factors
+from client.personal import LORA
+from client.releases import kept
+from client.vault import Vault
+from privacy.adapter import Basis, Cores, Matrix
+from privacy.errors import ModelError
+
+READY = 4  # ways that are kept folded; each takes the memory of its adapters
+Factors = Mapping[str, tuple[Matrix, Matrix]]  # module -> A [r, d_in], B [d_out, r]
+
+
+class Folded(nn.Module):
+    """A linear layer with what adapts it: x [..., d_in] -> W x + B A x [..., d_out]. For replies, not for training."""
+
+    def __init__(self, base: nn.Linear, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("a", a.to(base.weight).contiguous(), persistent=False)
+        self.register_buffer("b", b.to(base.weight).t().contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output; its own memory is written to, so no gradient may be wanted."""
+        y: Tensor = self.base(x)
+        low = F.linear(x, self.get_buffer("a"))
+        y.view(-1, y.shape[-1]).addmm_(low.reshape(-1, low.shape[-1]), self.get_buffer("b"))
+        return y
+
+
+Layers = dict[str, Folded]
+
+
+def core_factors(basis: Basis, cores: Cores) -> Factors:
+    """Return a release's shared core as ordinary factors: A = R A_basis, B = B_basis."""
+    return {name: (cores[name] @ a, b) for name, (a, b) in basis.factors.items()}
+
+
+def fold(model: LanguageModel, parts: Sequence[Factors]) -> Layers:
+    """Return the layers that give the sum of all parts. Raises ModelError where one does not fit the model."""
+    layers = {}
+    for name in sorted({name for part in parts for name in part}):
+        base = _base(model, name)
+        here = [part[name] for part in parts if name in part]
+        if base is None or any((b.shape[0], a.shape[1]) != (base.out_features, base.in_features) for a, b in here):
+            raise ModelError(f"an adapter does not fit the model here, {model.name}, at {name}")
+        a = torch.cat([torch.as_tensor(a, dtype=torch.float32) for a, _ in here])
+        b = torch.cat([torch.as_tensor(b, dtype=torch.float32) for _, b in here], 1)
+        layers[name] = Folded(base, a, b).requires_grad_(False)
+    return layers
+
+
+@contextmanager
+def in_place(model: LanguageModel, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Let the model be the bare one with these layers in it inside the block, and what it was before behind it."""
+    net: Any = model.net
+    wanted: dict[str, nn.Module] = dict(layers)
+    if model.peft is not None:
+        for name, module in net.named_modules():
+            if isinstance(module, BaseTunerLayer) and name not in wanted:
+                wanted[name] = module.get_base_layer()
+    before = {}
+    for name, module in wanted.items():
+        parent, _, last = name.rpartition(".")
+        holder = net.get_submodule(parent)
+        before[name] = (holder, last, getattr(holder, last))
+        setattr(holder, last, module)
+    try:
+        yield
+    finally:
+        for holder, last, module in before.values():
+            setattr(holder, last, module)
+
+
+class Serving:
+    """Folded layers of what serves one person, ready for the ways that served last; call with the model's lock held."""
+
+    def __init__(self, vault: Vault, model: LanguageModel, most: int = READY) -> None:
+        self._vault, self._model, self._most = vault, model, most
+        self._ready: dict[tuple[str, int, float], Layers] = {}
+
+    def layers(self, release: str, adapter: int) -> Layers | None:
+        """Return what a release, "" for none, and an own adapter, 0 for none, give; None for what cannot be folded.
+
+        Raises ReleaseInvalid or ModelError where they are not what they were or do not fit.
+        """
+        made = 0.0
+        if adapter:
+            made, kind = self._vault.select("SELECT made, kind FROM adapter WHERE id = ?", (adapter,))[0]
+            if kind != LORA:
+                return None
+        key = (release, adapter, float(made))
+        if key not in self._ready:
+            self._ready[key] = fold(self._model, self._parts(release, adapter))
+        self._ready[key] = self._ready.pop(key)  # the last to serve is the last to go
+        for old in list(self._ready)[: -self._most]:
+            del self._ready[old]
+        return self._ready[key]
+
+    def forget(self) -> None:
+        """Drop all folded layers: they know what their adapters know."""
+        self._ready.clear()
+
+    def _parts(self, release: str, adapter: int) -> list[Factors]:
+        found: list[Factors] = []
+        shared = kept(self._vault, release)
+        if shared is not None:
+            found.append(core_factors(shared.basis, shared.adapters[GLOBAL_CORE]))
+        if adapter:
+            facts, data = self._vault.select("SELECT facts, tensors FROM adapter WHERE id = ?", (adapter,))[0]
+            if json.loads(facts).get("unfinished"):
+                raise ModelError(f"own adapter {adapter} is not finished")
+            found.append(own_factors(load_tensors(bytes(data))))
+        return found
+
+
+def _base(model: LanguageModel, name: str) -> nn.Linear | None:
+    try:
+        found: Any = model.net.get_submodule(name)
+    except AttributeError:
+        return None
+    base = getattr(found, "base_layer", found)
+    return base if isinstance(base, nn.Linear) else None
