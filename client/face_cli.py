@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from client.device_shell import AsJson, open_vault, say
+from client.spoken import spoken
 from client.vault import home_folder
 from privacy.errors import ConfigError
 
@@ -92,7 +93,7 @@ def token(
         elif name:
             made = new_token(vault, name, scope or [CHAT])
         names = token_names(vault)
-    lines = [f"{each}: {', '.join(scopes)}" for each, scopes in names.items()] or ["No program has a token."]
+    lines = [f"{each}: {', '.join(scopes)}" for each, scopes in names.items()] or [spoken("No program has a token.")]
     say({"token": made or None, "tokens": names}, made or "\n".join(lines), as_json)
 
 
@@ -120,8 +121,19 @@ def prefer(
             lambda done, steps: status.update(f"training: {done} of {steps} steps"), record_epsilon,
         )  # fmt: skip
     text = (
-        f"{made.words} {made.pairs} pairs trained on; of {made.held_back} held back {made.agreed:.0%} agree."
-        f" How far it says what you say: {made.shift_before:+.2f} nats before, {made.shift_after:+.2f} after."
+        f"{made.words} "
+        + spoken(
+            "{pairs} trained on; of {held_back} pairs held back {agreed} agree.",
+            pairs=made.pairs,
+            held_back=made.held_back,
+            agreed=f"{made.agreed:.0%}",
+        )
+        + " "
+        + spoken(
+            "How far it says what you say: {before} nats before, {after} after.",
+            before=f"{made.shift_before:+.2f}",
+            after=f"{made.shift_after:+.2f}",
+        )
     )
     if made.privacy is not None:
         text += (

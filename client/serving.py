@@ -66,8 +66,8 @@ def fold(model: LanguageModel, parts: Sequence[Factors]) -> Layers:
         here = [part[name] for part in parts if name in part]
         if base is None or any((b.shape[0], a.shape[1]) != (base.out_features, base.in_features) for a, b in here):
             raise ModelError(f"an adapter does not fit the model here, {model.name}, at {name}")
-        a = torch.cat([torch.as_tensor(a, dtype=torch.float32) for a, _ in here])
-        b = torch.cat([torch.as_tensor(b, dtype=torch.float32) for _, b in here], 1)
+        a = torch.cat([torch.tensor(a) for a, _ in here])
+        b = torch.cat([torch.tensor(b) for _, b in here], 1)
         layers[name] = Folded(base, a, b).requires_grad_(False)
     return layers
 

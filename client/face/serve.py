@@ -20,7 +20,7 @@ from client.face.owner import Owner
 from client.face.page import Page
 from client.face.tokens import Tokens
 from client.face.work import Work
-from client.resident import Resident
+from client.resident import Resident, go_on_when_idle
 from client.speaker import Speaker
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
@@ -92,6 +92,8 @@ def serve(
                 server.should_exit = True
 
             threading.Thread(target=end_with_the_agent, daemon=True).start()
+            unasked = (home.vault, ended, lambda: min(app.idle_s(), resident.idle_s()))
+            threading.Thread(target=go_on_when_idle, args=unasked, daemon=True).start()
             facts = {"url": f"http://{LOOPBACK}:{here}/", "token": tokens.page}
             write_atomic(home.folder / RUNNING, json.dumps(facts).encode(), mode=0o600)
             say(facts)

@@ -36,7 +36,7 @@ from client.serving import Factors, core_factors, fold, in_place
 from privacy.adapter import Basis
 from privacy.errors import ConfigError
 
-PASSPHRASE = "bench"
+PASSPHRASE = "bench"  # noqa: S105 - of a vault of invented notes
 _TEXT = (
     "boat heron mill ferry lamp bread rye cellar hive queen barn orchard ladder paint kitchen letter train platform"
     " window winter garden fence rain market cousin doctor ticket bicycle harbour rope engine battery invoice meeting"
