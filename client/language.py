@@ -16,8 +16,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 # Those that are common words of other languages as well (in, an, so, was, war, me, on) are left out.
 _COMMON = (
     "the of and to is it that for you with this be are have not but at from they by we she or had his her has him which"
-    " would there been if will their what when who could than them its then into about some only other these our your my"
-    " i he as can out up how do did just like know very because don't didn't it's i'm i've that's"
+    " would there been if will their what when who could than them its then into about some only other these our your"
+    " my i he as can out up how do did just like know very because don't didn't it's i'm i've that's"
 )
 FUNCTION_WORDS: Final = frozenset(_COMMON.split())
 

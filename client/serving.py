@@ -1,10 +1,11 @@
-"""What a reply is made with: the base model with a release's core and an own adapter folded into two matrices a layer.
+"""What a reply is made with: the base model with a release's core and an own adapter folded into its layers.
 
-    y = W x + B (A x),      A = [R A_basis ; A_own]  [r, d_in],      B = [B_basis , B_own]  [d_out, r]
+    y = (W + B A) x,      A = [R A_basis ; A_own]  [r, d_in],      B = [B_basis , B_own]  [d_out, r]
 
-The same sum as the adapters give side by side, in the base model's precision and with half the steps. Folded layers are
-kept ready for the ways that served last, so that another person's or another release's are put in by changing
-references alone. Training and rounds work on the model's own adapters, which this leaves where they are.
+The same sum as the adapters give side by side. Where the changed matrices fit into `MOST_MERGED_MB` they are made once
+and a token costs what it costs without adapters; W + B A is rounded as W is. Else x goes through A and B in float32.
+Folded layers are kept ready for the ways that served last, so that another person's or another release's are put in by
+changing references alone. Training and rounds work on the model's own adapters, which this leaves where they are.
 """
 
 from __future__ import annotations
@@ -29,28 +30,42 @@ from client.vault import Vault
 from privacy.adapter import Basis, Cores, Matrix
 from privacy.errors import ModelError
 
-READY = 4  # ways that are kept folded; each takes the memory of its adapters
+READY = 4  # ways that are kept folded
+MOST_MERGED_MB = 512.0  # of all of them together
 Factors = Mapping[str, tuple[Matrix, Matrix]]  # module -> A [r, d_in], B [d_out, r]
 
 
 class Folded(nn.Module):
-    """A linear layer with what adapts it: x [..., d_in] -> W x + B A x [..., d_out]. For replies, not for training."""
+    """A linear layer with what adapts it beside it: x [..., d_in] -> W x + B A x [..., d_out]; for replies alone."""
 
     def __init__(self, base: nn.Linear, a: Tensor, b: Tensor) -> None:
         super().__init__()
         self.base = base
-        self.register_buffer("a", a.to(base.weight).contiguous(), persistent=False)
-        self.register_buffer("b", b.to(base.weight).t().contiguous(), persistent=False)
+        self.register_buffer("a", a.to(base.weight.device), persistent=False)
+        self.register_buffer("b", b.to(base.weight.device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; its own memory is written to, so no gradient may be wanted."""
         y: Tensor = self.base(x)
-        low = F.linear(x, self.get_buffer("a"))
-        y.view(-1, y.shape[-1]).addmm_(low.reshape(-1, low.shape[-1]), self.get_buffer("b"))
-        return y
+        low = F.linear(x.float(), self.get_buffer("a"))
+        return y.add_(F.linear(low, self.get_buffer("b")))
 
 
-Layers = dict[str, Folded]
+class Merged(nn.Module):
+    """A linear layer whose matrix holds what adapts it: x [..., d_in] -> (W + B A) x [..., d_out]."""
+
+    def __init__(self, base: nn.Linear, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        own = base.weight.detach()
+        self.register_buffer("weight", (own.float() + (b @ a).to(own.device)).to(own.dtype), persistent=False)
+        self.bias = base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        return F.linear(x, self.get_buffer("weight"), self.bias)
+
+
+Layers = dict[str, Folded | Merged]
 
 
 def core_factors(basis: Basis, cores: Cores) -> Factors:
@@ -58,17 +73,23 @@ def core_factors(basis: Basis, cores: Cores) -> Factors:
     return {name: (cores[name] @ a, b) for name, (a, b) in basis.factors.items()}
 
 
-def fold(model: LanguageModel, parts: Sequence[Factors]) -> Layers:
-    """Return the layers that give the sum of all parts. Raises ModelError where one does not fit the model."""
-    layers = {}
-    for name in sorted({name for part in parts for name in part}):
+def fold(model: LanguageModel, parts: Sequence[Factors], most_mb: float = MOST_MERGED_MB) -> Layers:
+    """Return the layers that give the sum of all parts. Raises ModelError where one does not fit the model.
+
+    They are merged where that takes at most `most_mb` of 2^20 bytes.
+    """
+    layers: Layers = {}
+    names = {name for part in parts for name in part}
+    size = sum(base.weight.nbytes for name in names if (base := _base(model, name)) is not None)
+    kind = Merged if size <= most_mb * 2**20 else Folded
+    for name in sorted(names):
         base = _base(model, name)
         here = [part[name] for part in parts if name in part]
         if base is None or any((b.shape[0], a.shape[1]) != (base.out_features, base.in_features) for a, b in here):
             raise ModelError(f"an adapter does not fit the model here, {model.name}, at {name}")
         a = torch.cat([torch.tensor(a) for a, _ in here])
         b = torch.cat([torch.tensor(b) for _, b in here], 1)
-        layers[name] = Folded(base, a, b).requires_grad_(False)
+        layers[name] = kind(base, a, b).requires_grad_(False)
     return layers
 
 
@@ -115,13 +136,17 @@ class Serving:
         if key not in self._ready:
             self._ready[key] = fold(self._model, self._parts(release, adapter))
         self._ready[key] = self._ready.pop(key)  # the last to serve is the last to go
-        for old in list(self._ready)[: -self._most]:
-            del self._ready[old]
+        while len(self._ready) > self._most or (len(self._ready) > 1 and self._merged_mb() > MOST_MERGED_MB):
+            del self._ready[next(iter(self._ready))]
         return self._ready[key]
 
     def forget(self) -> None:
         """Drop all folded layers: they know what their adapters know."""
         self._ready.clear()
+
+    def _merged_mb(self) -> float:
+        layers = [layer for way in self._ready.values() for layer in way.values() if isinstance(layer, Merged)]
+        return sum(layer.get_buffer("weight").nbytes for layer in layers) / 2**20
 
     def _parts(self, release: str, adapter: int) -> list[Factors]:
         found: list[Factors] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ from client.retrieve import METHODS, PersonalIndex
 from client.serving import Serving, in_place
 from client.vault import Vault
 from client.wall import harmless_reply
-from privacy.errors import ConfigError
+from privacy.errors import ConfideError, ConfigError
 
 PERSONAL, BASE = "personal", "base"
 VOICES = (PERSONAL, BASE)
@@ -184,6 +184,12 @@ class Speaker:
                 mean = float(likelihoods[:tokens, i].mean())
                 made[shown] = max(made.get(shown, Candidate(shown, -np.inf)), Candidate(shown, mean), key=_likelihood)
         return sorted(made.values(), key=_likelihood, reverse=True)[:CANDIDATES], prompt
+
+    def warm(self) -> None:
+        """Make ready what serves now, so that no reply waits for it; what fails is for that reply to tell."""
+        own = active(self.vault)
+        with suppress(ConfideError), self._lock:
+            self._serving.layers(serving(self.vault), own[0] if own is not None and self._has_own() else 0)
 
     def forgot(self) -> None:
         """Drop from memory what the vault holds no more."""

@@ -92,6 +92,7 @@ def serve(
                 server.should_exit = True
 
             threading.Thread(target=end_with_the_agent, daemon=True).start()
+            threading.Thread(target=speaker.warm, daemon=True).start()
             unasked = (home.vault, ended, lambda: min(app.idle_s(), resident.idle_s()))
             threading.Thread(target=go_on_when_idle, args=unasked, daemon=True).start()
             facts = {"url": f"http://{LOOPBACK}:{here}/", "token": tokens.page}

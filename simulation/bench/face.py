@@ -7,7 +7,8 @@
     face.together        1    share of requests that are sent at once and answered whole
     face.idle            MB   memory of the serving program; 0 once it ended by itself for want of requests
 
-By the clock, each the median of its tries; the worst one stands beside. Notes are invented from a list of words.
+Each is the median of its tries; the worst one stands beside. What concerns the program is by the clock; generation and
+switching are seconds of processor on one thread, which another's load disturbs less. Notes are invented from a list of words.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def model_rows(model: LanguageModel, sizes: FaceSizes) -> list[FaceRow]:
     """Return the rows of generation and switching, with random adapters of the usual shapes."""
     from client.personal import MODULES, RANK
 
+    torch.set_num_threads(1)
     names = [name for name in model.linear_modules() if name.rsplit(".", 1)[-1] in MODULES]
     everywhere = model.first
     try:
@@ -142,8 +144,8 @@ def _generation(model: LanguageModel, layers: dict[str, Any], sizes: FaceSizes) 
         with in_place(model, place):
             made = drawn(model, ids, sizes.tokens)
             next(made)  # the prompt is read
-            begun, count = time.perf_counter(), sum(1 for _ in made)
-            return (time.perf_counter() - begun) / max(1, count)
+            begun, count = time.process_time(), sum(1 for _ in made)
+            return (time.process_time() - begun) / max(1, count)
 
     seconds({}), seconds(layers)
     ratios = []
@@ -151,7 +153,18 @@ def _generation(model: LanguageModel, layers: dict[str, Any], sizes: FaceSizes) 
         order = ({}, layers) if number % 2 else (layers, {})
         took = {id(place): seconds(place) for place in order}
         ratios.append(took[id(order[number % 2 == 0])] / took[id(layers)])
-    return _row("face.generation", "ratio", ratios, 0.95, f"{sizes.tokens} tokens, {len(layers)} layers", more=True)
+    return _row(
+        "face.generation",
+        "ratio",
+        ratios,
+        0.95,
+        f"{sizes.tokens} tokens, {len(layers)} layers {_kind(layers)}",
+        more=True,
+    )
+
+
+def _kind(layers: dict[str, Any]) -> str:
+    return " and ".join(sorted({type(layer).__name__.lower() for layer in layers.values()}))
 
 
 def _switching(
@@ -160,10 +173,10 @@ def _switching(
     took = []
     for number in range(20 * sizes.tries):
         place = in_place(model, one if number % 2 else other)
-        begun = time.perf_counter()
+        begun = time.process_time()
         with place:
-            took.append(1000 * (time.perf_counter() - begun))
-    return _row(work, "ms", took, 5.0, f"{len(one)} layers, changed by reference")
+            took.append(1000 * (time.process_time() - begun))
+    return _row(work, "ms", took, 5.0, f"{len(one)} layers {_kind(one)}, changed by reference")
 
 
 def _first_word(facts: dict[str, str], sizes: FaceSizes) -> FaceRow:

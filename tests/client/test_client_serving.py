@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import save as save_tensors
 
+from client import serving as module
 from client.adopt import put_serving, serving
 from client.model import GLOBAL, OWN, LanguageModel
 from client.own import own_tensors, reset_own
 from client.personal import SERVING, active
 from client.releases import take_over
-from client.serving import Serving, core_factors, fold, in_place
+from client.serving import Folded, Merged, Serving, core_factors, fold, in_place
 from client.vault import Vault
 from privacy.adapter import Basis
 from privacy.errors import ModelError
@@ -77,16 +79,24 @@ def logits(model: LanguageModel) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("most_mb", [512.0, 0.0], ids=["merged", "beside"])
 @pytest.mark.parametrize("what", ["release", "own", "both"])
 def test_folded_layers_say_what_the_adapters_say(
-    vault: Vault, model: LanguageModel, tiny_basis: Basis, tmp_path: Path, what: str
+    vault: Vault,
+    model: LanguageModel,
+    tiny_basis: Basis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    most_mb: float,
 ) -> None:
+    monkeypatch.setattr(module, "fold", partial(fold, most_mb=most_mb))
     bare = logits(model)
     if what != "own":
         vault.set_setting(SERVING, keep_release(vault, tmp_path, tiny_basis, 1))
     own = keep_own(vault, model, 3) if what != "release" else 0
     layers = Serving(vault, model).layers(serving(vault), own)
-    assert layers
+    assert layers and {type(each) for each in layers.values()} == {Merged if most_mb else Folded}
     with in_place(model, layers):
         folded = logits(model)
     assert torch.equal(logits(model), bare)
@@ -121,6 +131,20 @@ def test_the_ways_that_served_last_are_kept_and_no_others(
     assert kept.layers("", own) is not None and kept.layers(first, own) is not one, "the oldest went"
     kept.forget()
     assert kept.layers("", own) is not two and kept.layers("", 0) == {}
+
+
+def test_merged_ways_take_no_more_memory_than_they_may(
+    vault: Vault, model: LanguageModel, tiny_basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (keep_release(vault, tmp_path, tiny_basis, seed) for seed in (1, 2))
+    kept = Serving(vault, model)
+    one = kept.layers(first, 0)
+    assert one
+    monkeypatch.setattr(
+        module, "MOST_MERGED_MB", 1.5 * sum(each.get_buffer("weight").nbytes for each in one.values()) / 2**20
+    )
+    kept.layers(second, 0)
+    assert kept.layers(first, 0) is not one
 
 
 def test_a_number_that_another_adapter_took_over_is_another_way(vault: Vault, model: LanguageModel) -> None:
