@@ -8,7 +8,8 @@
     face.idle            MB   memory of the serving program; 0 once it ended by itself for want of requests
 
 Each is the median of its tries; the worst one stands beside. What concerns the program is by the clock; generation and
-switching are seconds of processor on one thread, which another's load disturbs less. Notes are invented from a list of words.
+switching are seconds of processor on one thread, which another's load disturbs less. Notes
+are invented from a list of words.
 """
 
 from __future__ import annotations
