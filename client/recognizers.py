@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 Check = Callable[[str], bool]
 
@@ -48,9 +49,15 @@ def bits_per_character(text: str) -> float:
 
 
 def looks_random(token: str) -> bool:
-    """Return whether `token` mixes digits and letters like a generated key and is not a word with a number behind."""
-    runs = len(re.findall(r"[A-Za-z]+|[0-9]+", token))
-    return runs >= 4 and bits_per_character(token) >= 3.0
+    """Return whether `token` changes between digits, small and capital letters like a generated key.
+
+    A name of a program's (`snake_case`, `CamelCase`, dotted) and a word with a number behind do not: what counts is a
+    digit beside a letter, or a capital after a small letter, as a share of all neighbours.
+    """
+    pairs = [pair for piece in re.findall(r"[A-Za-z0-9]+", token) for pair in pairwise(piece)]
+    changes = sum(a.isdigit() != b.isdigit() or (a.islower() and b.isupper()) for a, b in pairs)
+    enough = 0.2 if any(c.isdigit() for c in token) else 0.35
+    return changes >= max(3, enough * len(pairs)) and bits_per_character(token) >= 3.0
 
 
 def looks_chosen(value: str) -> bool:
@@ -61,6 +68,9 @@ def looks_chosen(value: str) -> bool:
 
 def looks_like_phone(text: str) -> bool:
     """Return whether digit groups may be a telephone number: not a date, an address of a machine, a price, a card."""
+    text = re.split(r"(?i:[ ]?(?:x|ext)\b|(?<=\d)x(?=\d))", text, maxsplit=1)[
+        0
+    ]  # an extension is no part of the number
     groups = re.findall(r"\d+", text)
     count = sum(map(len, groups))
     if not 7 <= count <= 15:
@@ -127,8 +137,9 @@ SECRETS = (
     _rule("SECRET", _KEY_BLOCK + r"(?:-----END[ A-Z]{0,30}-----|(?=[^A-Za-z0-9+/=\s:,-])|\Z)", score=1.0),
     _rule("SECRET", r"\beyJ[\w-]{8,4000}\.[\w-]{8,4000}(?:\.[\w-]{0,2000})?", score=1.0),
     _rule("SECRET", r"\bsk-[A-Za-z0-9_-]{16,256}", score=1.0),
-    _rule("SECRET", r"\b(?:AKIA|ASIA|AGPA|AIDA|AROA)[0-9A-Z]{16}\b", score=1.0),
-    _rule("SECRET", r"\b(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_\w{22,255}|glpat-[\w-]{20,64})", score=1.0),
+    _rule("SECRET", r"\bA(?:KIA|SIA|GPA|IDA|ROA|BIA|CCA|3T[A-Z0-9])[0-9A-Z]{16}\b", score=1.0),
+    _rule("SECRET", r"\b(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_\w{22,255})", score=1.0),
+    _rule("SECRET", r"\bgl[a-z]{2,6}-[\w-]{20,1024}", looks_random, score=1.0),
     _rule("SECRET", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,256}|https://hooks\.slack\.com/[\w/]{8,128}", score=1.0),
     _rule("SECRET", r"\bAIza[\w-]{35}|\b[rsp]k_(?:live|test)_\w{16,128}", score=1.0),
     _rule("SECRET", r"\b(?:npm|hf)_\w{30,64}|\bpypi-[\w-]{32,256}", score=1.0),
@@ -138,7 +149,8 @@ SECRETS = (
     _rule("SECRET", r"(?i:\bpass(?:word|phrase|code)\s{1,3}(?:is|was|to))\s{1,3}" + _VALUE, looks_chosen),
     _rule(
         "SECRET",
-        r"""(?i:(?:secret|token|(?:api|access|auth|private|signing|encryption)[ _-]?key|credentials?)(?:[_-]\w{1,20})?)
+        r"""(?i:(?:secret|token|(?:api|access|account|auth|private|signing|encryption|storage)[ _-]?key
+        |credentials?)(?:[_-]\w{1,20})?)
         (?:"""
         + _ASSIGN
         + r"|\s{1,3}is\s{1,3})"
@@ -150,7 +162,10 @@ SECRETS = (
         r"""(?i:\b(?:pin|cvv2?|cvc2?|security[ ]code|otp|verification[ ]code)\b)
         [^\w\n]{0,3}(?:(?i:code|number|is|was)[^\w\n]{1,3}){0,2}(?P<pii>\d{3,8})\b""",
     ),
+    _rule("SECRET", r"(?<![\w/.+-])\d{8,10}:[\w-]{35}(?![\w-])", looks_random),
     _rule("SECRET", r"(?<![\w/.+-])[A-Za-z0-9+_-]{32,512}={0,2}(?![\w/])", looks_random),
+    _rule("SECRET", r"(?<![\w/.+-])[A-Za-z0-9+/=_]{40,512}(?![\w/.+-])", looks_random),
+    _rule("SECRET", r"(?<![\w/.+-])(?:[\w-]{2,128}\.){1,2}[A-Za-z0-9_-]{20,512}(?![\w/.])", looks_random),
 )
 
 _AT = r"\s{0,2}(?:\[at\]|\(at\)|\{at\}|<at>|_at_)\s{0,2}"

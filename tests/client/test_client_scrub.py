@@ -3,18 +3,22 @@
 import json
 import logging
 import pickle
+import random
 import socket
+import string
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import click
 import pytest
 import typer
 from click.testing import CliRunner
+from faker import Faker
 from hypothesis import given
 from hypothesis import strategies as st
 from presidio_analyzer import AnalyzerEngine
@@ -307,6 +311,51 @@ def test_entropy_tells_a_key_from_a_word() -> None:
     assert looks_random("a8F3kd9Q2mZx")
     assert not looks_random("internationalisation2024")
     assert not looks_random("aaaaaaaa1111")
+    for name in ("test_ring_holds_and_noise_2", "ErrorCode.CLIENT_APP_RAISED", "net.get_output_embeddings.v2"):
+        assert not looks_random(name)
+
+
+LOCALES = ("de_DE", "fr_FR", "en_GB", "it_IT", "nl_NL", "pl_PL", "no_NO", "tr_TR", "de_CH", "pt_PT")
+
+
+def test_numbers_that_another_program_made_go_whole() -> None:
+    """Faker's forms, not this file's: accounts of ten countries, cards, addresses of mail, net and machine, phones."""
+    made: list[str] = []
+    for locale in LOCALES:
+        fake = Faker(locale)
+        fake.seed_instance(7)
+        made += [" ".join(wrap(fake.iban(), 4)) if i % 2 else fake.iban() for i in range(4)]
+    fake = Faker()
+    fake.seed_instance(9)
+    for _ in range(12):
+        made += [fake.credit_card_number(), fake.email(), fake.ipv4(), fake.ipv6(), fake.mac_address(), fake.url()]
+    phones = [fake.phone_number() for _ in range(40)]
+    texts = [f"See {text} for more" for text in made + phones]
+    for text, findings in zip(texts, find(texts), strict=True):
+        covered = set().union(*(range(f.start, f.end) for f in findings))
+        left = "".join(c for i, c in enumerate(text[4:-9], 4) if i not in covered and c.isalnum())
+        assert len(left) <= (6 if text[4:-9] in phones else 0), text  # an extension may stay
+
+
+def test_keys_of_other_services_go() -> None:
+    rng = random.Random(2)
+    mixed, hexadecimal = string.ascii_letters + string.digits, "0123456789abcdef"
+
+    def some(n: int, of: str = mixed) -> str:
+        return "".join(rng.choices(of, k=n))
+
+    for _ in range(20):
+        for key in (
+            "ABIA" + some(16, string.ascii_uppercase + string.digits),
+            "SG." + some(22) + "." + some(43),
+            "123456789:" + some(35),
+            "dop_v1_" + some(64, hexadecimal),
+            "glrt-" + some(20) + "9x8Y7",
+            "AccountKey=" + some(86) + "==",
+            some(40) + "+/" + some(30),
+        ):
+            placeholders = find([f"use this: {key} - until Friday"])[0]
+            assert sum(f.end - f.start for f in placeholders) >= len(key) - len("AccountKey="), key
 
 
 @pytest.mark.parametrize(
