@@ -144,7 +144,7 @@ def test_a_suggestion_that_is_changed_is_preferred_to_what_it_was(face: Face, se
     text.press("Control+Enter")
     page.wait_for_selector(".candidate >> nth=1")
     proposed = page.inner_text(".candidate >> nth=0 >> p")
-    page.get_by_role("button", name="Change suggestion 1").click()
+    page.locator("#continue-candidates").get_by_role("button", name="Change it").first.click()
     page.get_by_label("Your version of suggestion 1").fill("It was flat.")
     with page.expect_response("**/page/chosen"):
         page.get_by_role("button", name="Keep my version").click()
@@ -234,12 +234,14 @@ def test_axe_finds_nothing_on_any_screen(face: Face, seen: Seen) -> None:
     page = seen.page
     with_something_on_every_screen(page)
     page.evaluate(AXE.read_text())
+    told = []
     for screen in SCREENS:
         page.evaluate(f"location.hash = '#{screen}'")
         page.wait_for_selector(f"#screen-{screen}:not([hidden])")
         found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-        told = [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
-        assert told == [] and len(found["passes"]) > 10, (screen, told)
+        told += [(screen, each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
+        assert len(found["passes"]) > 10, screen
+    assert told == []
 
 
 def with_something_on_every_screen(page: Any) -> None:
@@ -251,7 +253,7 @@ def with_something_on_every_screen(page: Any) -> None:
     page.get_by_label("Your text", exact=True).fill("Baked a loaf.")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".candidate")
-    page.get_by_role("button", name="Change suggestion 1").click()
+    page.locator("#continue-candidates").get_by_role("button", name="Change it").first.click()
     page.get_by_role("link", name="Chat").click()
     page.get_by_label("Let me judge replies").check()
     page.get_by_label("Your turn").fill("When does the ferry leave?")
@@ -280,9 +282,11 @@ def test_the_keyboard_alone_reaches_and_works_every_control(seen: Seen) -> None:
         )
         wanted = page.evaluate(REACHABLE)
         walked: list[int] = []
-        for _ in range(len(wanted) + 8):
+        for _ in range(len(wanted) + 16):
             page.keyboard.press("Tab")
             at = page.evaluate(FOCUSED)
+            if walked and at["number"] == walked[-1]:
+                continue  # a date is three stops in one field
             if at["number"] is None or at["number"] in walked:
                 break
             assert at["outline"], (screen, at)

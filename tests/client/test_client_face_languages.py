@@ -55,7 +55,7 @@ def test_a_catalogue_is_whole(language: str) -> None:
     for message in catalog:
         assert not message.fuzzy or not message.id, message.id
         assert not message.id or message.string, message.id
-        assert not message.id or message.string[:1].isspace() == message.id[:1].isspace(), message.id
+        assert not message.id or str(message.string)[:1].isspace() == str(message.id)[:1].isspace(), message.id
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_a_choices_gradient_is_its_own_in_any_company(new_model: Any) -> None:
     with trainable(list(parameters.values())), quiet():
         wrapped = GradSampleModule(DocumentLoss(model, own_modules(model)).train())
         choice_gradients(BETA)(wrapped, choices)
-        found = {name: p.grad_sample.clone() for name, p in parameters.items()}
+        found = {name: cast(Any, p).grad_sample.clone() for name, p in parameters.items()}
         unwrap(wrapped, list(parameters.values()))
     for name, rows in found.items():
         assert len(rows) == len(choices) == 3
@@ -128,7 +128,8 @@ def test_a_step_is_the_sum_of_clipped_gradients_and_noise(new_model: Any, monkey
 
 
 def test_choices_are_made_when_drawn_by_the_model_as_it_was(new_model: Any) -> None:
-    model, made = with_own(new_model), []
+    model = with_own(new_model)
+    made: list[int] = []
     prompt, answers = TEXTS[0]
     parameters = list(own_tensors(model).values())
 

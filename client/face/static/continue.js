@@ -54,8 +54,8 @@ export function startContinue() {
       at("continue-speaks").textContent = candidates.length ? speaks(made) : _("Nothing came to mind. Write a little more and try again.");
       at("continue-candidates").replaceChildren(...candidates.map((each, i) => make("li", { class: "candidate" },
         make("p", { id: `candidate-${i}` }, each.text),
-        make("button", { type: "button", class: "quiet", onclick: () => change(i), "aria-label": _("Change suggestion {number}", { number: i + 1 }) }, _("Change it")),
-        make("button", { type: "button", class: "quiet", onclick: () => doing(undefined, () => accept(i)), "aria-label": _("Accept suggestion {number}", { number: i + 1 }) },
+        make("button", { type: "button", class: "quiet", onclick: () => change(i), "aria-describedby": `candidate-${i}` }, _("Change it")),
+        make("button", { type: "button", class: "quiet", onclick: () => doing(undefined, () => accept(i)), "aria-describedby": `candidate-${i}`, "aria-keyshortcuts": `Alt+${i + 1}` },
           _("Accept"), " ", make("kbd", {}, `Alt+${i + 1}`)))));
     });
   });
