@@ -22,7 +22,7 @@ import torch
 from client.adopt import put_serving, serving
 from client.assistant import CONTEXT_TOKENS, MODEL_SETTING, PASSAGES, Assistant
 from client.base_model import DEFAULT_MODEL
-from client.decode import LIKELIEST, Sampling, drawn, pieces
+from client.decode import LIKELIEST, Sampling, Steering, drawn, pieces
 from client.encoder import Encoder
 from client.library import Passage
 from client.live_reply import LiveReply
@@ -32,6 +32,7 @@ from client.preferences import REPLY, SENTENCE, SEPARATOR, SUBJECT
 from client.prompt import CHAT, CONTEXTUAL, CONTINUE, PLAIN, context, templates
 from client.retrieve import METHODS, PersonalIndex
 from client.serving import Serving, in_place
+from client.steering import checked_strength
 from client.vault import Vault
 from client.wall import harmless_reply
 from privacy.errors import ConfideError, ConfigError
@@ -58,6 +59,7 @@ class Prompt:
     voice: str
     own: bool
     shown: tuple[Passage, ...]
+    steering: Steering | None = None
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,17 @@ class Speaker:
         return Prompt(ids, text, voice, voice == PERSONAL and self._has_own(), tuple(found))
 
     def prompt(
-        self, turns: Sequence[Turn], voice: str = PERSONAL, passages: int = PASSAGES, budget: int = CONTEXT_TOKENS
+        self,
+        turns: Sequence[Turn],
+        voice: str = PERSONAL,
+        passages: int = PASSAGES,
+        budget: int = CONTEXT_TOKENS,
+        steer: float | None = 0.0,
     ) -> Prompt:
         """Return the prompt of a conversation whose last turn is the person's; only `personal` is shown memories.
 
-        At most `passages` of them, in at most `budget` tokens: what is not read is not waited for.
+        At most `passages` of them, in at most `budget` tokens: what is not read is not waited for. `steer` is how much
+        they weigh, None for what was chosen on the person's own text; other than 0 it takes twice the time.
 
         Where all of it is too long the oldest turns go first, in pairs. Raises ConfigError for what is no conversation.
         """
@@ -129,7 +137,9 @@ class Speaker:
         question = turns[-1][1]
         _require_text("".join(text for _, text in turns))
         asked = "\n\n".join(text for who, text in turns if who == "system")
+        strength = checked_strength(self._assistant.steer() if steer is None else steer)
         system, found = asked or templates()[CHAT][PLAIN], []
+        plain = system
         if voice == PERSONAL:
             found = self.find(question, passages)
             memories = context(CONTEXTUAL, CHAT, found, self._about, budget, self._assistant.count)
@@ -139,7 +149,9 @@ class Speaker:
         while len(ids) > self._longest() and len(spoken) > 1:
             spoken = spoken[2:] or spoken[-1:]
             ids = self._chat_ids(system, spoken)
-        return Prompt(ids[-self._longest() :], question, voice, voice == PERSONAL and self._has_own(), tuple(found))
+        mixed = Steering(self._chat_ids(plain, spoken)[-self._longest() :], strength) if strength and found else None
+        own = voice == PERSONAL and self._has_own()
+        return Prompt(ids[-self._longest() :], question, voice, own, tuple(found), mixed)
 
     def spoken(
         self, prompt: Prompt, most: int = 256, sampling: Sampling = LIKELIEST, stopped: threading.Event | None = None
@@ -150,7 +162,7 @@ class Speaker:
         """
         live, count = LiveReply(prompt.question), 0
         with self._lock, self._speaking(prompt):
-            for piece, count in pieces(self.model, prompt.ids, most, sampling):
+            for piece, count in pieces(self.model, prompt.ids, most, sampling, prompt.steering):
                 if stopped is not None and stopped.is_set():
                     return
                 if ready := live.add(piece):

@@ -19,6 +19,7 @@ from client.budget import FOLDER, epsilon_of, given, policy_of, releases_hold
 from client.consent import consent
 from client.device_cli import vault_facts
 from client.dial import DELTA, turn, turns, where
+from client.export import exports
 from client.face.asked import field, json_of, whole
 from client.face.tokens import PAGE, drop_token, new_token, token_names
 from client.face.work import Work, answering
@@ -125,7 +126,8 @@ class Owner:
         unprotected = sum(each.unprotected for each in spent)
         total = None if unprotected else epsilon_of(sum((each.rho for each in spent), Fraction(0)))
         return facts | {
-            "ever": answers, "epsilon_ever": total, "unprotected": unprotected, "delta": DELTA,
+            "exports": exports(self._vault), "ever": answers,
+            "epsilon_ever": total, "unprotected": unprotected, "delta": DELTA,
             "words": releases_hold(spent), "turns": changes(self._vault),
         }  # fmt: skip
 

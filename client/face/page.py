@@ -110,7 +110,8 @@ class Page:
         asked = await json_of(request)
         turns = turns_of(field(asked, "turns", list))
         voice, most = field(asked, "voice", str, PERSONAL), whole(asked, "most_tokens", 256, 1, MOST_TOKENS)
-        prompt = await self._work.vault(partial(self._speaker.prompt, turns, voice))
+        steer = None if asked.get("steer") is None else field(asked, "steer", float)
+        prompt = await self._work.vault(partial(self._speaker.prompt, turns, voice, steer=steer))
         return self._streamed(prompt, most, DRAW if field(asked, "another", bool, False) else LIKELIEST)
 
     async def judged(self, request: Request) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class Page:
             "voice": prompt.voice,
             "model": self._speaker.label,
             "own_adapter": prompt.own,
+            "steer": prompt.steering.strength if prompt.steering is not None else 0.0,
             "memories": [source(passage) for passage in prompt.shown],
         }
 

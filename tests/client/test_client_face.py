@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from client.decode import Sampling, drawn, pieces
+from client.decode import Sampling, Steering, drawn, pieces
 from client.encoder import HashedEncoder
 from client.face.guard import MAX_BODY_BYTES
 from client.face.tokens import new_token
@@ -28,6 +29,7 @@ from client.model import LanguageModel
 from client.own import own_tensors, reset_own
 from client.serving import Layers, fold
 from client.speaker import Speaker
+from client.steering import PLAUSIBLE, steered
 from client.wall import harmless_reply
 from tests.face_served import Face, served
 
@@ -207,6 +209,42 @@ def test_the_likelihood_is_the_models_own(new_model: object) -> None:
         logits = model.net(input_ids=torch.cat([ids, tokens])[None], use_cache=False).logits[0, len(ids) - 1 : -1]
         wanted = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         assert torch.allclose(torch.stack([each[row] for _, each in steps]), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [-1.0, -0.5, 1.0])
+def test_steered_tokens_are_those_of_the_mixture(new_model: object, strength: float) -> None:
+    assert callable(new_model)
+    model: LanguageModel = new_model()
+    ids, plain = chat_ids(model, "The ferry goes at ten.", "When?"), chat_ids(model, "Answer.", "When?")
+    steps = list(drawn(model, ids, 4, Sampling(1.0, 1.0, 3), steering=Steering(plain, strength)))
+    tokens = torch.tensor([int(chosen[0]) for chosen, _ in steps])
+
+    def plainly(prompt: torch.Tensor) -> torch.Tensor:
+        logits = model.net(input_ids=torch.cat([prompt, tokens])[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+        return torch.as_tensor(logits.float().log_softmax(-1))
+
+    both = plainly(ids)
+    mixed = steered(both, plainly(plain), strength)
+    if strength > 0:
+        mixed = mixed.masked_fill(both < both.max(-1, keepdim=True).values + np.log(PLAUSIBLE), -torch.inf)
+        mixed = mixed.log_softmax(-1)
+    wanted = mixed.gather(1, tokens[:, None])[:, 0]
+    assert torch.allclose(torch.stack([each[0] for _, each in steps]), wanted, atol=1e-3)
+
+
+def test_the_page_weighs_memories_as_it_is_told(face: Face) -> None:
+    asked = {"turns": [{"role": "user", "content": "When does the ferry leave?"}], "most_tokens": 2}
+    first = face.post("/page/chat", {**asked, "steer": 1.5})
+    assert first[0]["steer"] == 1.5 and first[0]["memories"] and first[-1]["tokens"] <= 2
+    assert face.post("/page/chat", asked)[0]["steer"] == 0.0, "nothing was measured on this vault"
+    assert face.request("POST", "/page/chat", {**asked, "steer": 9})[0] == 400
+
+
+def test_an_export_is_shown_among_what_left(face: Face) -> None:
+    assert face.get("/page/left")["exports"] == []
+    left = {"sha256": "0", "epsilon": 4.0, "delta": 1e-5, "unit": "choice", "time": 1.0}
+    face.vault.set_setting("exports", json.dumps([left]))
+    assert face.get("/page/left")["exports"] == [left]
 
 
 LIVE = re.compile(r"https?://|(?<!\w)www\.|!\[[^\]]*\]\(|<img|<a ", re.IGNORECASE)

@@ -135,6 +135,21 @@ def test_a_reply_is_judged_and_changed_only_where_that_was_allowed(face: Face, s
     drop_preferences(face.vault)
 
 
+def test_the_weight_of_memories_is_set_by_key_and_said(seen: Seen) -> None:
+    page = seen.page
+    page.get_by_role("link", name="Chat").click()
+    dial = page.get_by_label("How much your text weighs")
+    assert "as was measured" in page.inner_text("#chat-steered")
+    dial.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#chat-steered") == "more: +1"
+    page.get_by_label("Your turn").fill("When does the ferry leave?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".said.assistant .who:has-text('weighed +1')")
+    page.wait_for_selector("#chat-stop", state="hidden")
+
+
 def test_a_suggestion_that_is_changed_is_preferred_to_what_it_was(face: Face, seen: Seen) -> None:
     page, before = seen.page, len(preferences(face.vault))
     page.get_by_role("link", name="Continue").click()

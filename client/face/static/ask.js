@@ -113,5 +113,7 @@ export function speaks(facts) {
   const count = facts.memories.length;
   const who = facts.own_adapter ? _("{model} with your own adapter", { model: facts.model }) : _("{model} without an own adapter", { model: facts.model });
   if (facts.voice === "base") return _("{model} as it is, without your text", { model: facts.model });
-  return count ? _("{who}, shown {count} passages of yours", { who, count }) : _("{who}; nothing of yours matched", { who });
+  if (!count) return _("{who}; nothing of yours matched", { who });
+  const shown = _("{who}, shown {count} passages of yours", { who, count });
+  return facts.steer ? _("{shown}, weighed {steer}", { shown, steer: facts.steer > 0 ? `+${facts.steer}` : facts.steer }) : shown;
 }

@@ -3,6 +3,7 @@ import { judged } from "./judge.js";
 
 let turns = [];
 let running;
+let steer; // unset: what was measured
 
 function said(role) {
   const who = make("p", { class: "who" }, role === "user" ? _("You") : _("The model"));
@@ -25,7 +26,7 @@ async function reply(question, another) {
   at("chat-stop").hidden = false;
   const voice = document.querySelector("input[name=voice]:checked").value;
   try {
-    await askLines("chat", { turns, voice, another }, (facts) => {
+    await askLines("chat", { turns, voice, another, steer: voice === "personal" ? steer : undefined }, (facts) => {
       if (facts.model) {
         reply.who.textContent = speaks(facts);
         if (facts.memories.length) {
@@ -66,6 +67,12 @@ export function startChat() {
       event.preventDefault();
       form.requestSubmit();
     }
+  });
+  at("chat-steer").addEventListener("input", () => {
+    steer = Number(at("chat-steer").value);
+    const words = steer === -1 ? _("not at all") : steer === 0 ? _("as it is") : steer > 0 ? _("more: {steer}", { steer: `+${steer}` }) : _("less: {steer}", { steer });
+    at("chat-steered").textContent = words;
+    at("chat-steer").setAttribute("aria-valuetext", words);
   });
   at("chat-stop").addEventListener("click", () => running?.abort());
   at("chat-another").addEventListener("click", () => {
