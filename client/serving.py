@@ -32,6 +32,7 @@ from privacy.errors import ModelError
 
 READY = 4  # ways that are kept folded
 MOST_MERGED_MB = 512.0  # of all of them together
+Children = dict[str, Any]
 Factors = Mapping[str, tuple[Matrix, Matrix]]  # module -> A [r, d_in], B [d_out, r]
 
 
@@ -65,7 +66,12 @@ class Merged(nn.Module):
         return F.linear(x, self.get_buffer("weight"), self.bias)
 
 
-Layers = dict[str, Folded | Merged]
+class Layers(dict[str, Folded | Merged]):
+    """Folded layers by full name, and where each stands: the children of its parent, and its name among them."""
+
+    def __init__(self, net: nn.Module, layers: Mapping[str, Folded | Merged]) -> None:
+        super().__init__(layers)
+        self.slots = [(*_slot(net, name), layer) for name, layer in layers.items()]
 
 
 def core_factors(basis: Basis, cores: Cores) -> Factors:
@@ -78,7 +84,7 @@ def fold(model: LanguageModel, parts: Sequence[Factors], most_mb: float = MOST_M
 
     They are merged where that takes at most `most_mb` of 2^20 bytes.
     """
-    layers: Layers = {}
+    layers: dict[str, Folded | Merged] = {}
     names = {name for part in parts for name in part}
     size = sum(base.weight.nbytes for name in names if (base := _base(model, name)) is not None)
     kind = Merged if size <= most_mb * 2**20 else Folded
@@ -90,29 +96,30 @@ def fold(model: LanguageModel, parts: Sequence[Factors], most_mb: float = MOST_M
         a = torch.cat([torch.tensor(a) for a, _ in here])
         b = torch.cat([torch.tensor(b) for _, b in here], 1)
         layers[name] = kind(base, a, b).requires_grad_(False)
-    return layers
+    return Layers(model.net, layers)
 
 
 @contextmanager
-def in_place(model: LanguageModel, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+def in_place(model: LanguageModel, layers: Layers | None) -> Iterator[None]:
     """Let the model be the bare one with these layers in it inside the block, and what it was before behind it."""
-    net: Any = model.net
-    wanted: dict[str, nn.Module] = dict(layers)
+    wanted: list[tuple[Children, str, nn.Module]] = list(layers.slots) if layers is not None else []
     if model.peft is not None:
-        for name, module in net.named_modules():
-            if isinstance(module, BaseTunerLayer) and name not in wanted:
-                wanted[name] = module.get_base_layer()
-    before = {}
-    for name, module in wanted.items():
-        parent, _, last = name.rpartition(".")
-        holder = net.get_submodule(parent)
-        before[name] = (holder, last, getattr(holder, last))
-        setattr(holder, last, module)
+        bare = [(n, m) for n, m in model.net.named_modules() if isinstance(m, BaseTunerLayer)]
+        wanted += [(*_slot(model.net, n), m.get_base_layer()) for n, m in bare if layers is None or n not in layers]
+    before = [(children, name, children[name]) for children, name, _ in wanted]
+    for children, name, module in wanted:
+        children[name] = module
     try:
         yield
     finally:
-        for holder, last, module in before.values():
-            setattr(holder, last, module)
+        for children, name, old in before:
+            children[name] = old
+
+
+def _slot(net: nn.Module, name: str) -> tuple[Children, str]:
+    """Return the children among which a module stands, and its name there: written to without PyTorch's checks."""
+    parent, _, last = name.rpartition(".")
+    return net.get_submodule(parent)._modules, last
 
 
 class Serving:

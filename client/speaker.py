@@ -229,7 +229,7 @@ class Speaker:
     def _speaking(self, prompt: Prompt) -> Iterator[None]:
         """Make the model the one that speaks: bare, or with what serves the person; never with a round's cores."""
         if prompt.voice == BASE:
-            with in_place(self.model, {}):
+            with in_place(self.model, None):
                 yield
             return
         own = active(self.vault)

@@ -34,7 +34,7 @@ import torch
 
 from client.decode import drawn
 from client.model import LanguageModel
-from client.serving import Factors, core_factors, fold, in_place
+from client.serving import Factors, Layers, core_factors, fold, in_place
 from privacy.adapter import Basis
 from privacy.errors import ConfigError
 
@@ -138,46 +138,34 @@ def _row(work: str, unit: str, tries: list[float], aim: float, how: str, more: b
     )  # fmt: skip
 
 
-def _generation(model: LanguageModel, layers: dict[str, Any], sizes: FaceSizes) -> FaceRow:
+def _generation(model: LanguageModel, layers: Layers, sizes: FaceSizes) -> FaceRow:
     ids = model.tokenizer(" ".join(WORDS[:64]), return_tensors="pt")["input_ids"][0]
 
-    def seconds(place: dict[str, Any]) -> float:
+    def seconds(place: Layers | None) -> float:
         with in_place(model, place):
             made = drawn(model, ids, sizes.tokens)
             next(made)  # the prompt is read
             begun, count = time.process_time(), sum(1 for _ in made)
             return (time.process_time() - begun) / max(1, count)
 
-    seconds({}), seconds(layers)
+    seconds(None), seconds(layers)
     ratios = []
     for number in range(sizes.tries):
-        order = ({}, layers) if number % 2 else (layers, {})
-        took = {id(place): seconds(place) for place in order}
-        ratios.append(took[id(order[number % 2 == 0])] / took[id(layers)])
-    return _row(
-        "face.generation",
-        "ratio",
-        ratios,
-        0.95,
-        f"{sizes.tokens} tokens, {len(layers)} layers {_kind(layers)}",
-        more=True,
-    )
+        took = {place is None: seconds(place) for place in ((None, layers) if number % 2 else (layers, None))}
+        ratios.append(took[True] / took[False])
+    kind = " and ".join(sorted({type(layer).__name__.lower() for layer in layers.values()}))
+    how = f"{sizes.tokens} tokens, {len(layers)} layers {kind}"
+    return _row("face.generation", "ratio", ratios, 0.95, how, more=True)
 
 
-def _kind(layers: dict[str, Any]) -> str:
-    return " and ".join(sorted({type(layer).__name__.lower() for layer in layers.values()}))
-
-
-def _switching(
-    work: str, model: LanguageModel, one: dict[str, Any], other: dict[str, Any], sizes: FaceSizes
-) -> FaceRow:
+def _switching(work: str, model: LanguageModel, one: Layers, other: Layers, sizes: FaceSizes) -> FaceRow:
     took = []
     for number in range(20 * sizes.tries):
         place = in_place(model, one if number % 2 else other)
         begun = time.process_time()
         with place:
             took.append(1000 * (time.process_time() - begun))
-    return _row(work, "ms", took, 5.0, f"{len(one)} layers {_kind(one)}, changed by reference")
+    return _row(work, "ms", took, 5.0, f"{len(one)} layers, both ready, changed by reference")
 
 
 def _first_word(facts: dict[str, str], sizes: FaceSizes) -> FaceRow:

@@ -105,7 +105,7 @@ def test_folded_layers_say_what_the_adapters_say(
     side_by_side = logits(model)
     torch.testing.assert_close(folded, side_by_side, rtol=1e-4, atol=1e-4)
     assert float((folded - bare).abs().max()) > 0.1, "or nothing was compared"
-    with in_place(model, {}):
+    with in_place(model, None):
         assert torch.equal(logits(model), bare), "the bare model stands under what a round put there"
     with in_place(model, layers):
         torch.testing.assert_close(logits(model), folded)
