@@ -115,7 +115,7 @@ def pieces(
 
 def _mixed(read: Sequence[Any], steering: Steering | None) -> Tensor:
     """Return the logits of the next token, float32 [rows, vocabulary]; above 0 only plausible tokens are amplified."""
-    rows = [out.logits[:, -1].float().cpu() for out in read]
+    rows: list[Tensor] = [out.logits[:, -1].float().cpu() for out in read]
     if steering is None:
         return rows[0]
     with_memories, without = (row.log_softmax(-1) for row in rows)

@@ -115,5 +115,6 @@ export function speaks(facts) {
   if (facts.voice === "base") return _("{model} as it is, without your text", { model: facts.model });
   if (!count) return _("{who}; nothing of yours matched", { who });
   const shown = _("{who}, shown {count} passages of yours", { who, count });
-  return facts.steer ? _("{shown}, weighed {steer}", { shown, steer: facts.steer > 0 ? `+${facts.steer}` : facts.steer }) : shown;
+  const steer = facts.steer > 0 ? `+${facts.steer}` : facts.steer;
+  return steer ? _("{shown}, weighed {steer}", { shown, steer }) : shown;
 }
