@@ -323,6 +323,7 @@ def narrow(face: Face) -> Iterator[Seen]:
 
 def test_the_page_fits_a_telephone(narrow: Seen) -> None:
     made = narrow
+    with_something_on_every_screen(made.page)
     for screen in SCREENS:
         made.page.goto(made.page.url.split("#")[0] + f"#{screen}")
         made.page.wait_for_selector(f"#screen-{screen}:not([hidden])")

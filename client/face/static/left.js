@@ -22,6 +22,7 @@ async function show() {
   at("left-exports").replaceChildren(...facts.exports.map((each) => make("li", {}, each.unit === "choice"
     ? _("{when}: an own adapter that learned from your choices was exported, epsilon {epsilon} for each choice", { when: new Date(each.time * 1000).toLocaleString(), epsilon: number(each.epsilon) })
     : _("{when}: an own adapter was exported, epsilon {epsilon} for each document", { when: new Date(each.time * 1000).toLocaleString(), epsilon: number(each.epsilon) }))));
+  at("left-answers").closest(".wide").hidden = facts.ever.length === 0;
   at("left-words").textContent = facts.words;
   at("left-answers").replaceChildren(...facts.ever.map((each) => make("tr", {},
     make("td", {}, each.second ? new Date(each.second * 1000).toLocaleString() : ""), make("td", {}, each.federation), make("td", {}, each.purpose),
