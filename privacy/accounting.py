@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import Final
 
 from privacy.errors import BudgetExhausted, ConfigError
@@ -23,6 +24,7 @@ from privacy.sampling import sampled_rounds, sampling_rows
 from privacy.wire import RefusalCode
 
 DELTAS: Final = (1e-5, 1e-6, 1e-9)
+PLD_STEP: Final = 1e-4  # of the privacy loss, up to a rho of 10
 _GRID: Final = 10**6  # budgets and multipliers are found on a grid of 1 / _GRID, rounded to the private side
 _FIGURES: Final = (
     "rho",
@@ -209,15 +211,23 @@ def statement(
 
 
 def _pld(counts: Mapping[Fraction, int], deltas: Sequence[float], more: Fraction = Fraction(0)) -> list[float]:
+    return list(_pld_once(tuple(sorted(counts.items())), tuple(deltas), more))
+
+
+@cache
+def _pld_once(counts: tuple[tuple[Fraction, int], ...], deltas: tuple[float, ...], more: Fraction) -> tuple[float, ...]:
+    """Return an epsilon a delta. Steps of the loss grow with rho above 10: else little noise takes minutes to say."""
     from dp_accounting import GaussianDpEvent, NeighboringRelation, SelfComposedDpEvent  # here: it takes a second
     from dp_accounting.pld import PLDAccountant
 
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for noise_multiplier, count in counts.items():
+    rho = more + sum(count * rho_of(z) for z, count in counts)
+    step = PLD_STEP * max(1.0, float(rho) / 10)
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=step)
+    for noise_multiplier, count in counts:
         accountant.compose(SelfComposedDpEvent(GaussianDpEvent(float(noise_multiplier)), count))
     if more:
         accountant.compose(GaussianDpEvent(math.sqrt(1 / (2 * more))))
-    return [float(accountant.get_epsilon(delta)) for delta in deltas]
+    return tuple(float(accountant.get_epsilon(delta)) for delta in deltas)
 
 
 def _checked(rho: Fraction | float, delta: float) -> float:

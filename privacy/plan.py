@@ -16,7 +16,7 @@ from typing import Final
 from privacy.accounting import epsilon_gdp, epsilon_zcdp, noise_multiplier_for, rho_for_epsilon, rho_of
 from privacy.errors import ConfigError
 from privacy.query import MAX_DIM, Cohort
-from privacy.schedule import gain_kept, noise_for
+from privacy.schedule import RANKS, gain_kept, noise_for
 
 WORTH_IT: Final = "worth it"
 METRICS_ONLY: Final = "metrics and personas only"
@@ -27,6 +27,7 @@ CLEAR_RATIO: Final = 0.2
 COUNT_DEVIATIONS: Final = 4  # a noisy count is published from four of its deviations on
 FRAME_BYTES: Final = 256
 MAX_PEOPLE: Final = 2**20
+CORES: Final = 210  # adapted matrices of the embedded model, all layers; a core of rank r has 210 r^2 numbers
 WEIGHT_SHARE: Final = Fraction(1, 4)  # of the clip, taken by the weight of a slot where there are several
 
 
@@ -100,6 +101,20 @@ class Campaign:
 
 
 @dataclass(frozen=True)
+class RankForecast:
+    """What a core of `rank` would gain, as a share of what rank 8 gains without noise, and what it sends, in bytes.
+
+    For the embedded model and cores over all its layers; `worth` is the gain measured without noise on one kind of
+    people times `gain_kept`, and right within about 0.1 there (docs/utility.md); elsewhere it is a forecast.
+    """
+
+    rank: int
+    dim: int
+    worth: float
+    bytes_up: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to expect: the mechanism, the cohort, four epsilons, noise against signal, costs, one verdict.
 
@@ -120,6 +135,7 @@ class Plan:
     noise_to_clip: float
     gain_kept: float
     largest_dim: int
+    by_rank: tuple[RankForecast, ...]
     bytes_up: int
     bytes_down: int
     minutes: float
@@ -130,7 +146,7 @@ class Plan:
         """Return the plan as plain numbers and words, for JSON."""
         asked = self.campaign
         return {
-            **{name: value for name, value in asdict(self).items() if name not in ("campaign", "cohort")},
+            **{name: value for name, value in asdict(self).items() if name not in ("campaign", "cohort", "by_rank")},
             "people": asked.people,
             "rounds": asked.rounds,
             "participations": asked.times,
@@ -152,6 +168,7 @@ class Plan:
                 "expected_survivors": self.survivors,
             },
             "suggestions": list(self.suggestions),
+            "by_rank": [asdict(each) for each in self.by_rank],
         }
 
 
@@ -176,6 +193,7 @@ def plan(campaign: Campaign) -> Plan:
         noise_to_clip=ratio * campaign.alpha,
         gain_kept=gain_kept(ratio, campaign.rounds),
         largest_dim=largest_dim(campaign, CLEAR_RATIO),
+        by_rank=by_rank(campaign),
         bytes_up=campaign.times * (4 * slots + FRAME_BYTES),
         bytes_down=campaign.times * (4 * campaign.personas * campaign.dim + FRAME_BYTES),
         minutes=campaign.times * campaign.own_tokens * campaign.local_steps / campaign.tokens_per_second / 60,
@@ -196,6 +214,17 @@ def noise_ratio(campaign: Campaign) -> float:
     left = math.sqrt(1 - float(WEIGHT_SHARE) ** 2) if campaign.personas > 1 else 1.0
     spread = math.sqrt(campaign.dim / (members * campaign.cohort.honest))
     return float(campaign.z) * campaign.personas * spread / (campaign.alpha * left)
+
+
+def by_rank(campaign: Campaign) -> tuple[RankForecast, ...]:
+    """Return what each rank that was measured would gain in this campaign; `alpha` and `dim` of it play no part."""
+    found = []
+    for rank, (gain, alpha) in RANKS.items():
+        dim = CORES * rank * rank
+        asked = replace(campaign, dim=dim, alpha=alpha)
+        worth = gain * gain_kept(noise_ratio(asked), campaign.rounds)
+        found.append(RankForecast(rank, dim, worth, campaign.times * (4 * campaign.personas * dim + FRAME_BYTES)))
+    return tuple(found)
 
 
 def usable_ratio(campaign: Campaign) -> float:

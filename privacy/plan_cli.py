@@ -96,9 +96,16 @@ def rows(found: Plan) -> list[tuple[str, str]]:
             " people, right there within 5 points",
         ),
         (f"largest core at {CLEAR_RATIO}", f"{found.largest_dim:,} numbers"),
+        ("gain by rank", _by_rank(found)),
         ("bytes per device", f"{found.bytes_up:,} up, {found.bytes_down:,} down, and the basis once"),
         ("minutes per device", f"{found.minutes:.1f} at {asked.tokens_per_second:.0f} tokens a second"),
     ]
+
+
+def _by_rank(found: Plan) -> str:
+    told = ", ".join(f"{each.rank}: {each.worth:.2f} ({each.bytes_up / 1e6:.1f} MB)" for each in found.by_rank)
+    best = max(found.by_rank, key=lambda each: each.worth)
+    return f"{told} of what rank 8 gains without noise, embedded model: adapter.rank={best.rank}"
 
 
 def _server(found: Plan, at: str) -> str:

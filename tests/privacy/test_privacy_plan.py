@@ -182,3 +182,24 @@ def test_the_command_prints_a_table_or_one_json_object() -> None:
     assert json.loads(text)["noise_multiplier"] == 1.5
     assert isinstance(run("--people", "16", "--noise-multiplier", "x")[2], ConfigError)
     assert isinstance(run("--people", "16")[2], ConfigError)
+
+
+# Campaigns of docs/utility.md, four rounds of everybody: people, epsilon, rank, gain over that of rank 8 without noise.
+MEASURED = [(1700, 8.0, 8, 5.67 / 5.68), (1700, 8.0, 16, 6.61 / 5.68), (1700, 8.0, 32, 7.18 / 5.68)]
+
+
+@pytest.mark.parametrize(("people", "epsilon", "rank", "gain"), MEASURED)
+def test_what_a_rank_is_worth_is_what_campaigns_gained(people: int, epsilon: float, rank: int, gain: float) -> None:
+    campaign = Campaign(people=people, epsilon=epsilon, delta=1e-6, rounds=4, dropout=0.0)
+    [found] = [each for each in plan(campaign).by_rank if each.rank == rank]
+    assert found.worth == pytest.approx(gain, abs=0.1)
+
+
+def test_more_people_carry_more_numbers_and_fewer_carry_less() -> None:
+    best = [
+        max(plan(Campaign(people=people, epsilon=8.0, rounds=4)).by_rank, key=lambda each: each.worth).rank
+        for people in (100, 700, 5000)
+    ]
+    assert best == sorted(best) and best[0] < best[-1]
+    sent = [each.bytes_up for each in plan(Campaign(people=700, epsilon=8.0)).by_rank]
+    assert sent == sorted(sent)

@@ -78,6 +78,7 @@ def test_a_text_of_more_positions_than_the_rank_is_not_read_by_the_span_check(tm
     assert found.unprotected.value < 0.5
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_the_rank_is_read_by_matching_its_gradient(tmp_path: Path) -> None:
     """28 characters; at 1 in 27 by chance, 5 right ones would be found by guessing once in two hundred times."""
     size = inversion.Size(people=2, rank=8, characters=14)

@@ -171,6 +171,7 @@ def test_what_the_command_does_not_know_is_an_error_not_an_audit(wrong: list[str
     assert confide.run(confide.confide, ["audit", "mechanism", *wrong]) == 2
 
 
+@pytest.mark.slow
 def test_the_audit_runs_on_the_base_install() -> None:
     """Everything but the packages that the base install names is made impossible to import."""
     code = """
