@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from opacus.grad_sample import GradSampleModule
 
+import confide
 from client import private_dpo
 from client.dpo import DPO, Preferred, dpo_loss, pair_likelihoods, reference
 from client.export import export, exports
@@ -202,6 +204,24 @@ def test_an_adapter_trained_so_may_leave_and_another_may_not(vault: Vault, new_m
     if plain.adapter:
         with pytest.raises(ExportRefused):
             export(vault, tmp_path / "no", "tiny", plain.adapter)
+
+
+def test_the_commands_train_it_and_let_it_leave(vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(vault.folder))
+    monkeypatch.setenv("CONFIDE_PASSPHRASE", "x")
+    keep_pairs(vault)
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(confide.confide, ["device", *words])
+
+    made = run("prefer", "--record-epsilon", "8", "--seconds", "1")
+    assert made.exit_code == 0 and "for each choice" in made.output and "--adapter 1" in made.output, made.output
+    out = tmp_path / "out"
+    both = run("export", str(out), "--adapter", "1", "--record-epsilon", "8")
+    assert "not both" in str(both.exception) and not out.exists()
+    left = run("export", str(out), "--adapter", "1")
+    assert left.exit_code == 0 and "for each choice" in left.output and (out / "privacy.json").exists()
+    assert "no finished own adapter 9" in str(run("export", str(tmp_path / "no"), "--adapter", "9").exception)
 
 
 def test_epsilons_of_choices_and_of_documents_are_added_up_apart(vault: Vault, new_model: Any, tmp_path: Path) -> None:
