@@ -147,6 +147,7 @@ def test_the_weight_of_memories_is_set_by_key_and_said(seen: Seen) -> None:
     page.get_by_label("Your turn").fill("When does the ferry leave?")
     page.keyboard.press("Enter")
     page.wait_for_selector(".said.assistant .who:has-text('weighed +1')")
+    page.get_by_role("button", name="Stop").click()
     page.wait_for_selector("#chat-stop", state="hidden")
 
 
