@@ -212,13 +212,23 @@ def test_what_paused_or_died_in_the_background_goes_on_when_the_hour_allows(
         assert background.state(vault)["state"] == "running" and background.go_on(vault) is None
 
 
+def counting(started: list[int]) -> Callable[..., int]:
+    """Return what stands for the start of a child and counts."""
+
+    def start(*_given: Any) -> int:
+        started.append(1)
+        return 7
+
+    return start
+
+
 @pytest.mark.parametrize("unasked_s, starts", [(299.0, 0), (301.0, resident.MOST_STARTS)])
 def test_an_agent_goes_on_while_nobody_asks_and_not_for_ever(
     vault: Vault, monkeypatch: pytest.MonkeyPatch, unasked_s: float, starts: int
 ) -> None:
     """A training that dies at once each time is not started without end."""
     started: list[int] = []
-    monkeypatch.setattr(background, "start", lambda *_given: started.append(1) or 7)
+    monkeypatch.setattr(background, "start", counting(started))
     asked = {"kind": "lora", "model": "", "record_epsilon": None}
     vault.set_setting(background.SETTING, json.dumps({"state": "paused", "asked": asked}))
     ended, looks = threading.Event(), iter(range(50))
@@ -234,7 +244,7 @@ def test_an_agent_goes_on_while_nobody_asks_and_not_for_ever(
 
 def test_an_agent_keeps_to_the_hours_of_its_person(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    monkeypatch.setattr(background, "start", lambda *_given: started.append(1) or 7)
+    monkeypatch.setattr(background, "start", counting(started))
     hour = datetime.now().astimezone().hour
     keep_limits(vault, Limits(first_hour=(hour + 2) % 24, last_hour=(hour + 3) % 24))
     vault.set_setting(background.SETTING, json.dumps({"state": "paused", "asked": {}}))
