@@ -15,6 +15,7 @@ CONSTANT_ROUNDS: Final = 2  # up to so many rounds all steps are equally long
 HALF_GONE: Final = 2.6  # noise in the released core, over the norm of the first mean, at which half the gain is gone
 
 RANKS: Final = {  # of the core over all layers: gain without noise over that of rank 8, norm of the first mean
+    4: (0.71, 0.40),
     8: (1.0, 0.39),
     16: (1.18, 0.35),
     32: (1.31, 0.31),
