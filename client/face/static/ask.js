@@ -104,7 +104,7 @@ export function sourceItem(passage, question = "", open = undefined) {
       text.append(wanted.includes(part.toLowerCase()) ? make("mark", {}, part) : part);
     }
   } else text.append(passage.text);
-  const head = make("h3", {}, passage.title || _("untitled"), " ", make("span", { class: "when" }, `${day(passage.written)}, ${passage.type}`));
+  const head = make("p", { class: "title" }, passage.title || _("untitled"), " ", make("span", { class: "when" }, `${day(passage.written)}, ${passage.type}`));
   const more = open && passage.document > 0 ? make("button", { class: "quiet small", "aria-label": _("Open {title}", { title: passage.title || _("untitled") }), onclick: () => open(passage.document) }, _("Open")) : undefined;
   return make("li", { class: "source" }, head, text, more);
 }
