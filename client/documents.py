@@ -41,7 +41,8 @@ class Document:
 
     `order` sorts a person's documents in time, where time is known. `group` names what several
     people's documents have in common (a conversation): a group is history for all of them or test
-    for all of them. Left empty it is the document's own id.
+    for all of them. Left empty it is the document's own id. `alternatives` are texts that the person might have chosen
+    in place of their own words and did not; nothing learns from them.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Document:
     split: Split
     order: int
     group: str = ""
+    alternatives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.group:

@@ -44,14 +44,10 @@ def own_address(repository: Path) -> str:
 
 def read_commits(repository: Path, owner: Collection[str]) -> Iterator[Event]:
     """Yield the repository's commits, oldest first; own are those whose author's address or name is in `owner`."""
-    if not _git(repository, "rev-parse", "--verify", "--quiet", "HEAD").strip():
-        yield Skipped(repository.name, "no commit yet")
-        return
     mine = {name.casefold() for name in owner}
-    for record in _git(repository, *_LOG, _FORMAT).split(_SEPARATOR)[1:]:
-        fields = record.split("\x1f", 6)
-        if len(fields) != 7:
-            yield Skipped("a commit", "its message holds control characters")
+    for fields in _commits(repository):
+        if isinstance(fields, Skipped):
+            yield fields
             continue
         digest, address, name, time, subject, body, patch = fields
         own = bool({address.casefold(), name.casefold()} & mine)
@@ -60,6 +56,30 @@ def read_commits(repository: Path, owner: Collection[str]) -> Iterator[Event]:
         spans += _added(patch, own)
         written = float(time) if time.isdigit() else None
         yield Text(digest, CODE, subject, written, tuple(spans))
+
+
+def code_of_all(repository: Path) -> Iterator[tuple[str, Text]]:
+    """Yield (author's address, commit) of everybody, oldest first: the added lines are own, the message is context.
+
+    Commits that add no line are left out. For the evaluation of code, where every author is a person of their own.
+    """
+    for fields in _commits(repository):
+        if not isinstance(fields, Skipped):
+            digest, address, _, time, subject, _, patch = fields
+            added = tuple(_added(patch, own=True))
+            if any(span.own and span.text.strip() for span in added):
+                spans = (Span(f"{subject}\n", own=False), *added)
+                yield address.casefold(), Text(digest, CODE, subject, float(time) if time.isdigit() else None, spans)
+
+
+def _commits(repository: Path) -> Iterator[list[str] | Skipped]:
+    """Yield hash, address, name, time, subject, body and patch of every commit that can be read, oldest first."""
+    if not _git(repository, "rev-parse", "--verify", "--quiet", "HEAD").strip():
+        yield Skipped(repository.name, "no commit yet")
+        return
+    for record in _git(repository, *_LOG, _FORMAT).split(_SEPARATOR)[1:]:
+        fields = record.split("\x1f", 6)
+        yield fields if len(fields) == 7 else Skipped("a commit", "its message holds control characters")
 
 
 def _added(patch: str, own: bool) -> Iterator[Span]:

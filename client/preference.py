@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,12 +88,23 @@ def pair_of(model: LanguageModel, document: Cached, generator: torch.Generator) 
 
 @torch.no_grad()
 def _continuation(model: LanguageModel, ids: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """Return `length` tokens drawn one after the other behind `ids`, at temperature 1."""
+    """Return `length` tokens drawn one after the other behind `ids`, at temperature 1.
+
+    What was read is kept as keys and values, so that each token costs one token; under a soft prompt, which stands
+    between the halves of the model, everything is read anew.
+    """
+    inner: Any = model.inner
+    step, cache = ids[None].to(model.device), None
     for _ in range(length):
-        cached = model.prefix(Encoded("sample", ids, torch.zeros(len(ids), dtype=torch.bool)))
-        state = model.top(cached.hidden[None])[0, -1].float()
-        chances = (model.head32 @ state).softmax(-1).cpu()
-        ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)])
+        if model.prompt is not None:
+            cached = model.prefix(Encoded("sample", ids, torch.zeros(len(ids), dtype=torch.bool)))
+            state = model.top(cached.hidden[None])[0, -1]
+        else:
+            out = inner(input_ids=step, past_key_values=cache, use_cache=True)
+            cache, state = out.past_key_values, out.last_hidden_state[0, -1]
+        chances = (model.head32 @ state.float()).softmax(-1).cpu()
+        drawn = torch.multinomial(chances, 1, generator=generator)
+        ids, step = torch.cat([ids, drawn]), drawn[None].to(model.device)
     return ids[-length:]
 
 

@@ -156,18 +156,20 @@ def _scorecard(
     from rich.markdown import Markdown
 
     from simulation.report import report_json
-    from simulation.scorecard.evaluate import questions, rating_card, scorecard
+    from simulation.scorecard.evaluate import questions, scorecard
     from simulation.scorecard.merge import merged, read_card
     from simulation.scorecard.output import card_markdown, write_card
     from simulation.scorecard.recipe import Recipe
+    from simulation.scorecard.tasks import task_named
+    from simulation.scorecard.without_model import KINDS, card_without_model
 
     made = Recipe.read(recipe) if recipe is not None else Recipe("Scorecard", "")
     chosen = made.settings(settings)
     finished = [read_card(folder) for folder in others]
     if others and not runs and not sources:
         card = merged(finished)
-    elif made.task == "rating":
-        card = rating_card(sources, chosen, progress)
+    elif task_named(chosen.task).kind in KINDS:
+        card = card_without_model(sources, chosen, progress, people)
     else:
         card = scorecard(
             questions(runs, sources),

@@ -108,6 +108,36 @@ def spread_plot(gains: Sequence[float], against: str = "base") -> str:
         return _inline(figure, "spread", label)
 
 
+def people_plot(rows: Sequence[tuple[str, Sequence[float]]], axis: str) -> str:
+    """Return everybody as a dot in a line for each arm, shares, with the median as a stroke; "" without two people.
+
+    Dots lie where their value is, moved up and down by their order alone, so that equal ones are all seen.
+    """
+    kept = [(label, 100 * np.sort(np.asarray(values, dtype=np.float64))) for label, values in rows if len(values) > 1]
+    if not kept:
+        return ""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(0.62 + 0.42 * len(kept))
+        axes.axvline(0.0, color=INK, linewidth=0.8)
+        for y, (_, values) in enumerate(kept):
+            size = float(np.clip(220 / len(values), 2.5, 6.0))
+            up = y + 0.28 * np.sin(2.399963 * np.arange(len(values)))
+            for better, colour in ((True, ACCENT), (False, SECOND)):
+                chosen = (values > 0) == better
+                axes.plot(values[chosen], up[chosen], "o", color=colour, markersize=size, markeredgewidth=0)
+            middle = float(np.median(values))
+            axes.plot([middle, middle], [y - 0.38, y + 0.38], color=INK, linewidth=1.6)
+        axes.set_yticks(range(len(kept)), [label for label, _ in kept])
+        axes.set_ylim(len(kept) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=FAINT, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(axis)
+        spoken = "; ".join(f"{label} median {np.median(values):.1f} %" for label, values in kept)
+        return _inline(figure, "people", f"{axis}, everybody under every arm: {spoken}.")
+
+
 def rounds_plot(rounds: Sequence[int], released: Sequence[float | None], noiseless: Sequence[float | None]) -> str:
     """Return bits per token after each round, released and without noise (dashes); "" for fewer than two rounds."""
     series = [("global", released, ACCENT, "-", "o"), ("without noise", noiseless, SECOND, "--", "s")]

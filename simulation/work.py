@@ -44,7 +44,7 @@ from privacy.query import Query
 from privacy.record import RecordCharge
 from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
-from simulation.baselines.local import PARTS
+from simulation.baselines.parts import PARTS
 from simulation.config import declared_of
 from simulation.held_out import opening, up_to
 from simulation.host import HostSettings
@@ -152,6 +152,7 @@ class HostWork:
         self._socket: RelaySocket | None = None
         self._tests: dict[str, list[Cached]] = {}
         self._encoder: Encoder | None = None  # the scorecard's
+        self.answered: dict[tuple[str, bytes], list[Any]] = {}  # neutral questions under arms of nobody's own
 
     # -- before the first round -------------------------------------------------------------------------------------
 
@@ -326,18 +327,18 @@ class HostWork:
             scores[name] = self._scored(documents, test)
         return scores
 
-    def card_train(self, user: str, core: Vector, settings: CardSettings, seed: int) -> Learned:
+    def card_train(self, user: str, core: Vector, settings: CardSettings, seed: int, preferred: bool) -> Learned:
         """Return the own adapter that the scorecard trains, and the tokens it learned from."""
-        return train_for_card(self, user, core, settings, seed)
+        return train_for_card(self, user, core, settings, seed, preferred)
 
     def card_score(self, user: str, arms: Sequence[str], loan: Loan, settings: CardSettings) -> PersonCard:
         """Return the person's scorecard, see `simulation.scorecard.person`."""
         self._encoder = self._encoder or open_encoder(settings.encoder)
         return score_for_card(self, user, arms, loan, settings, self._encoder)
 
-    def baseline(self, part: str, *arguments: Any) -> Any:
-        """Return one person's part of a baseline, by its name in `simulation.baselines.local`."""
-        return PARTS[part](self, *arguments)
+    def part(self, name: str, *arguments: Any) -> Any:
+        """Return one person's part of a baseline, or of what the scorecard asks, by its name in `PARTS`."""
+        return PARTS[name](self, *arguments)
 
     def write_checkpoints(self) -> None:
         """Sign the state of each device's ledger, for a witness to countersign."""

@@ -113,8 +113,8 @@ METHODS = {
         Method("fedsa", fedsa, keeps_b=True),
     )
 }
-LOCAL, OPPU, FEDDPA = "local_only", "oppu", "feddpa"
-NAMES = (*METHODS, LOCAL, OPPU, FEDDPA)
+CENTRAL, FULL, LOCAL, OPPU, FEDDPA = "central", "full", "local_only", "oppu", "feddpa"
+NAMES = (CENTRAL, *METHODS, LOCAL, FULL, OPPU, FEDDPA)
 
 
 def named(names: Sequence[str]) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -47,21 +47,23 @@ class Served:
 
 def trained_factors(work: HostWork, user: str, lesson: Lesson, settings: CardSettings) -> Factors:
     """Return the person's factors after training on the part of the history to learn from, newest first in budget."""
-    model = _bare(work)
+    model = bare(work)
     load_factors(model, lesson.start.factors)
     learn, _ = split_history(work.people[user].history, settings.tuning_documents)
-    documents = _newest(model, learn, lesson.tokens, settings.document_tokens)
+    documents = newest(model, learn, lesson.tokens, settings.document_tokens)
     with added(model, lesson.start.dense):
-        _train(model, [model.prefix(document) for document in documents], lesson)
-    found = own_factors(_tensors(model))
+        train_lora(model, [model.prefix(document) for document in documents], lesson)
+    return tensors_of(model)
+
+
+def tensors_of(model: LanguageModel) -> Factors:
+    """Return the factors of the own adapter as it stands in the model."""
+    found = own_factors({name: p.detach() for name, p in own_tensors(model).items()})
     return {module: (a.astype(np.float64), b.astype(np.float64)) for module, (a, b) in found.items()}
 
 
-def _tensors(model: LanguageModel) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in own_tensors(model).items()}
-
-
-def _newest(model: LanguageModel, learn: Sequence[Document], tokens: int, longest: int) -> list[Encoded]:
+def newest(model: LanguageModel, learn: Sequence[Document], tokens: int, longest: int) -> list[Encoded]:
+    """Return the newest documents with at most so many own tokens together, one at least, oldest first."""
     found: list[Encoded] = []
     total = 0
     for document in reversed(learn):
@@ -72,8 +74,8 @@ def _newest(model: LanguageModel, learn: Sequence[Document], tokens: int, longes
     return found[::-1]
 
 
-def _train(model: LanguageModel, documents: Sequence[Cached], lesson: Lesson) -> None:
-    """AdamW, one document a step, in an order drawn by the seed."""
+def train_lora(model: LanguageModel, documents: Sequence[Cached], lesson: Lesson) -> None:
+    """Train the own adapter in place: AdamW, one document a step, in an order drawn by the seed."""
     loss = DocumentLoss(model, own_modules(model))
     parameters = [p for n, p in own_tensors(model).items() if not (lesson.freezes_a and ".lora_A." in n)]
     optimizer = torch.optim.AdamW(parameters, lr=lesson.learning_rate, weight_decay=0.0)
@@ -90,7 +92,7 @@ def _train(model: LanguageModel, documents: Sequence[Cached], lesson: Lesson) ->
 
 def scored(work: HostWork, user: str, served: Mapping[str, Served], settings: CardSettings) -> dict[str, Rows]:
     """Return (document, nats, tokens) of the person's test documents for each baseline: the scorecard's own tokens."""
-    model, base = _bare(work), BY_NAME["base"]
+    model, base = bare(work), BY_NAME["base"]
     zero = np.zeros(work.learner.layout.dim)
     reader = Reader(work, Loan({"global": zero}, {}, None, ()), settings)
     test = work.people[user].test[-settings.test_documents :]
@@ -104,7 +106,7 @@ def scored(work: HostWork, user: str, served: Mapping[str, Served], settings: Ca
 
 def shapes(work: HostWork) -> dict[str, tuple[int, int]]:
     """Return (d_out, d_in) of every module that carries an own adapter."""
-    found = own_factors(_tensors(work.model))
+    found = tensors_of(work.model)
     return {module: (b.shape[0], a.shape[1]) for module, (a, b) in found.items()}
 
 
@@ -121,7 +123,7 @@ def likeness(work: HostWork, user: str) -> float:
     return max(0.0, float(torch.nn.functional.cosine_similarity(means[0], means[1], dim=0)))
 
 
-def _bare(work: HostWork) -> LanguageModel:
+def bare(work: HostWork) -> LanguageModel:
     """Return the model with a zero global core and the own adapter on: the baselines know no basis."""
     work.model.set_cores(work.learner.layout.unflatten(np.zeros(work.learner.layout.dim)))
     work.model.activate(GLOBAL, OWN)
@@ -152,11 +154,3 @@ def added(model: LanguageModel, dense: Mapping[str, Matrix]) -> Iterator[None]:
         with torch.no_grad():
             for module, kept in before.items():
                 model.net.get_submodule(module).get_submodule("base_layer").get_parameter("weight").copy_(kept)
-
-
-PARTS: Mapping[str, Callable[..., Any]] = {
-    "likeness": likeness,
-    "score": scored,
-    "shapes": shapes,
-    "train": trained_factors,
-}

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from privacy.errors import DataError
-from simulation.datasets import columns, dialogues, lamp
+from simulation.datasets import columns, dialogues, git, lamp, preferences
 from simulation.datasets.loaded import Loaded
 
 Loader = Callable[[Path, int, bool], Loaded]
@@ -54,6 +54,21 @@ def catalogue() -> Mapping[str, DataSet]:
             prism,
         )
     )
+    chosen = {**prism, "numeric": False, "categorical": True, "user_text": False}
+    found.append(
+        _coded("prism-preference", "PRISM, answers chosen", "CC BY-NC 4.0 (models)", dialogues.PRISM_WHERE,
+               preferences.load_prism, chosen)
+    )  # fmt: skip
+    prefeval = {**chosen, "timestamps": False}
+    found.append(
+        _coded("prefeval", "PrefEval", "CC BY-NC 4.0", preferences.PREFEVAL_WHERE, preferences.load_prefeval, prefeval,
+               columns.RUN_ON_FILES)
+    )  # fmt: skip
+    code = {**_TEXT, "timestamps": True, "filtered": False}
+    found.append(
+        _coded("git", "A git repository, by author", "that of the repository", "one's own disk", git.load, code,
+               columns.RUN_ON_FILES)
+    )  # fmt: skip
     found.append(_coded("convai2", "ConvAI2", "as given by ParlAI", dialogues.CONVAI2_WHERE, dialogues.load_convai2))
     return {each.name: each for each in found}
 
@@ -64,9 +79,15 @@ def _of_map(spec: columns.ColumnMap) -> DataSet:
 
 
 def _coded(
-    name: str, title: str, licence: str, where: str, load: Loader, flags: Mapping[str, bool] | None = None
+    name: str,
+    title: str,
+    licence: str,
+    where: str,
+    load: Loader,
+    flags: Mapping[str, bool] | None = None,
+    marked: str = columns.FROM_DOCUMENTATION,
 ) -> DataSet:
-    return DataSet(name, title, licence, where, columns.FROM_DOCUMENTATION, flags or _TEXT, load)
+    return DataSet(name, title, licence, where, marked, flags or _TEXT, load)
 
 
 def load(source: str, min_test: int, strict: bool = False) -> Loaded | None:

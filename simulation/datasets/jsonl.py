@@ -2,9 +2,10 @@
 
 One record is one document; which columns hold text, and whose it is, stands in `client.records`.
 
-`i` is the place in time inside a user (the line number where it is missing). Without a `split`, the last
-quarter of a user's records are test. `group` names a conversation that several users share: if one of its
-records is test, all are. A broken line is reported by number and left out.
+`i` is the place in time inside a user (the line number where it is missing). Without a `split`, the last quarter of a
+user's records are test. `alternatives` are texts that the person might have chosen and did not. `group` names a
+conversation that several users share: if one of its records is test, all are. A broken line is reported by number and
+left out.
 """
 
 from __future__ import annotations
@@ -142,7 +143,11 @@ def _document(record: Mapping[str, Any], user: str, number: int) -> tuple[Docume
     order = checked_field(record, "i", int, number)
     spans = spans_of(record)
     group = checked_field(record, "group", str, "")
-    return Document(f"{user}.{number}", spans, cast(Split, split or "history"), order, group), bool(split)
+    others = record.get("alternatives") or ()
+    if not isinstance(others, (list, tuple)) or not all(isinstance(text, str) for text in others):
+        raise BrokenLine("alternatives is not a list of texts")
+    part = cast(Split, split or "history")
+    return Document(f"{user}.{number}", spans, part, order, group, tuple(others)), bool(split)
 
 
 def _loaded(reading: _Reading, min_test: int, sha256: str) -> Loaded:

@@ -68,19 +68,24 @@ def rating_scores(truth: Sequence[float], predicted: Sequence[float]) -> RatingS
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Of predicted labels: accuracy, and F1 by macro and micro mean over labels."""
+    """Of predicted labels: accuracy, F1 by macro and micro mean over labels, precision and recall by macro mean."""
 
     accuracy: float
     f1: float
     micro_f1: float
+    precision: float
+    recall: float
 
 
 def label_scores(truth: Sequence[str], predicted: Sequence[str]) -> LabelScores:
     """Return the scores of `predicted` (scikit-learn; a label never predicted has F1 0). Raises as `rating_scores`."""
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
     if not truth or len(truth) != len(predicted):
         raise DataError("labels need a prediction for each truth, and one at least")
     macro = f1_score(truth, predicted, average="macro", zero_division=0)
     micro = f1_score(truth, predicted, average="micro", zero_division=0)
-    return LabelScores(float(accuracy_score(truth, predicted)), float(macro), float(micro))
+    precision = precision_score(truth, predicted, average="macro", zero_division=0)
+    recall = recall_score(truth, predicted, average="macro", zero_division=0)
+    accuracy = float(accuracy_score(truth, predicted))
+    return LabelScores(accuracy, float(macro), float(micro), float(precision), float(recall))

@@ -10,7 +10,7 @@ from client.retrieve import BM25, DENSE, METHODS, TFIDF
 from privacy.errors import ConfigError
 
 BASE, GLOBAL, PERSONA_CORE = "base", "global", "persona"
-NOBODY, OWN, WRONG, EXTENDED = "", "own", "wrong", "extended"
+NOBODY, OWN, WRONG, EXTENDED, PREFERRED = "", "own", "wrong", "extended", "preferred"
 PASSAGES = (1, 4, 8)
 CHOSEN = "chosen"
 
@@ -20,7 +20,8 @@ class Arm:
     """One way to serve a person.
 
     `core` is the shared adapter below it, `own` whose own adapter is on, `memories` whose history is searched (by
-    `methods`, for `passages`), `prompt` how it is shown. `means` says it in words. `control` arms should help nobody.
+    `methods`, for `passages`), `prompt` how it is shown. `steer` is how much they weigh, 0 as they are
+    (`client.steering`). `means` says it in words. `control` arms should help nobody.
     """
 
     name: str
@@ -32,8 +33,10 @@ class Arm:
     passages: int = 0
     prompt: str = PLAIN
     control: bool = False
+    steer: float = 0.0
 
 
+STEERED = -0.5
 _FAMILIES = (
     ("bm25", "found by their words (BM25)", (BM25,)),
     ("tfidf", "found by their words (TF-IDF)", (TFIDF,)),
@@ -55,10 +58,22 @@ ARMS: tuple[Arm, ...] = (
     Arm("global", "with the shared adapter that the federation releases"),
     Arm("persona", "global and the shared adapter of the person’s persona", PERSONA_CORE),
     *_retrieval(),
+    Arm(
+        "steered",
+        "texts as hybrid@4, weighing half in every word (context steering)",
+        GLOBAL,
+        NOBODY,
+        OWN,
+        METHODS,
+        4,
+        CONTEXTUAL,
+        steer=STEERED,
+    ),
     Arm("persona_prompt", "a line on how the person writes, and texts", GLOBAL, NOBODY, OWN, METHODS, 4, PERSONA),
     Arm("profile", "a summary of what the person writes about, and texts", GLOBAL, NOBODY, OWN, METHODS, 4, PROFILE),
     Arm("refined", "texts, introduced as served the person best", GLOBAL, NOBODY, OWN, METHODS, 4, REFINED),
     Arm("own", "an adapter trained on the person’s own text", own=OWN),
+    Arm("preference", "own, taught further to prefer own words to what the model writes (DPO)", own=PREFERRED),
     Arm(
         "all",
         "own adapter and texts, of the persona’s adapter where there is one",
@@ -83,12 +98,15 @@ ARMS: tuple[Arm, ...] = (
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
-PROBED = ("base", "global", "hybrid@4", "own", "all", "wrong_person", "wrong_memories")  # by criteria
+PROBED = ("base", "global", "hybrid@4", "steered", "own", "all")  # by neutral questions
+PROBED_PLANTED = (*PROBED, "wrong_person", "wrong_memories")  # by questions that only a history decides
 WRITTEN = ("base", "global", "hybrid@4", "own", "all", "wrong_person")  # texts are written under these
 LADDER = ("global", "persona", "bm25@4", "dense@4", "hybrid@4", "persona_prompt", "profile", "own", "all")
 CHOSEN_MEANS = "what served the person best on a slice of their history that is neither trained on nor reported"
 BASELINES = {
+    "central": "LoRA trained on the pooled text of others: no federation could have it",
     "local_only": "own LoRA over the bare base: no federation",
+    "full": "the person’s own copy of all weights of the top two layers, over global",
     "fedit": "LoRA of others, A and B averaged apart, in the clear",
     "ffa": "LoRA of others with A frozen, in the clear",
     "flora": "LoRA of others, stacked into the weights, in the clear",

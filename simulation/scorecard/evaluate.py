@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -25,7 +26,9 @@ from simulation.extension import extension
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.population import load_people
 from simulation.progress import Progress
-from simulation.scorecard.arms import BASELINES, CHOSEN, PERSONA_CORE, PROBED, WRITTEN, arms_named
+from simulation.scorecard.arms import BASELINES, CHOSEN, PERSONA_CORE, PROBED, PROBED_PLANTED, WRITTEN, arms_named
+from simulation.scorecard.bias import BIAS_ARMS, Bias, bias_of
+from simulation.scorecard.choice import Choices, chance, choice_values, labels_of, micro_f1
 from simulation.scorecard.criteria import Measure, adjusted, measure_rows, probe_values
 from simulation.scorecard.criteria import notes as criteria_notes
 from simulation.scorecard.groups import Gap, Group, group_rows
@@ -33,9 +36,11 @@ from simulation.scorecard.lent import CardSettings
 from simulation.scorecard.person import PersonCard
 from simulation.scorecard.planted_people import planted_people
 from simulation.scorecard.probes import neutral_documents, pair_documents
-from simulation.scorecard.rating import MEDIAN, rating_values
+from simulation.scorecard.reader import Rows
 from simulation.scorecard.run import Asked, TaskCards, run_cards
 from simulation.scorecard.table import Table, table_of, told_notes
+from simulation.scorecard.tasks import DEFAULT as DEFAULT_TASK
+from simulation.scorecard.tasks import task_named
 from simulation.scorecard.written import Values, responsiveness_of, written_values
 from simulation.setting import drawn, split_people
 
@@ -44,7 +49,11 @@ OWN_PEOPLE = "own"
 
 
 class Release(TypedDict):
-    """What a task's release claims, and why it may claim nothing."""
+    """What a task's release claims, and why it may claim nothing.
+
+    `adversaries` is epsilon at the run's delta against each, `cost` what the run cost a device, both as its report has
+    them; empty where it has none.
+    """
 
     task: str
     release: str
@@ -52,13 +61,16 @@ class Release(TypedDict):
     privacy: dict[str, Json]
     model: str
     people_in_training: int
+    delta: float
+    adversaries: dict[str, float | None]
+    cost: dict[str, float]
 
 
 class CardReport(TypedDict):
     """What `confide evaluate --out` writes as `report.json`: the table, the releases' claims, the cost.
 
     `groups` and `gaps` say whom it serves. With criteria, `measures` of what has no judge, and by task and arm EGISES
-    and PerSEval (`responsiveness`).
+    and PerSEval (`responsiveness`), and by invented attributes how neutral questions are answered (`bias`).
     """
 
     table: Table
@@ -66,6 +78,7 @@ class CardReport(TypedDict):
     groups: list[Group]
     gaps: list[Gap]
     responsiveness: dict[str, dict[str, dict[str, float]]]
+    bias: Bias
     releases: list[Release]
     seconds: float
     settings: dict[str, Json]
@@ -124,63 +137,51 @@ def scorecard(
     releases: list[Release] = []
     values: dict[str, Values] = {}
     responsiveness: dict[str, dict[str, dict[str, float]]] = {}
+    guessed: list[str] = []
     for question in asked:
         subject = open_run(question.run)
         task, release, chosen = work.one(subject, question)
         tasks.append(task)
         releases.append(release)
         _distinct(tasks, releases)
-        if criteria:
+        cards, chosen_by = task.cards[0], {user: card.choices for user, card in task.cards[0].items()}
+        values[task.task] = choice_values(chosen_by, labelled=settings.task == "classification")
+        guessed.extend(_guessed(task.task, chosen_by))
+        if any(card.written for card in cards.values()):
             encoder = open_encoder(settings.encoder)
-            cards = task.cards[0]
-            values[task.task] = written_values(cards, chosen, encoder, settings.metric) | probe_values(cards)
+            code = task_named(settings.task).code
+            values[task.task] |= written_values(cards, chosen, encoder, settings.metric, code=code)
             found = {arm: responsiveness_of(cards, arm, encoder) for arm in WRITTEN}
             responsiveness[task.task] = {arm: figures for arm, figures in found.items() if figures}
+        values[task.task] |= probe_values(cards)
     if criteria:
         values["planted"] = probe_values(work.probe_people(open_run(asked[0].run)))
     rng = np.random.default_rng([0, 11])
+    bias = bias_of(work.bias if criteria else {}, rng)
     measures = adjusted([row for task, some in values.items() for row in measure_rows(task, some, rng)])
     table = table_of(tasks, list(range(seeds)), rng)
     parts = [group_rows(task, table["rows"], rng) for task in tasks]
-    table["notes"] = [*told_notes(table), *criteria_notes(measures)]
+    table["notes"] = [*told_notes(table), *criteria_notes(measures), *guessed]
     return {
         "table": table,
         "measures": measures,
         "groups": [group for groups, _ in parts for group in groups],
         "gaps": [gap for _, gaps in parts for gap in gaps],
         "responsiveness": responsiveness,
+        "bias": bias,
         "releases": releases,
         "seconds": time.monotonic() - started,
         "settings": dict(vars(settings)),
     }
 
 
-def rating_card(sources: Sequence[str], settings: CardSettings, progress: Progress) -> CardReport:
-    """Return the scorecard of ratings (`simulation.scorecard.rating`) on every source of people, MAE beside others.
-
-    Raises ConfigError without a source.
-    """
-    started = time.monotonic()
-    if not sources:
-        raise ConfigError("a scorecard of ratings needs --people NAME:FOLDER")
-    encoder, rng, measures = open_encoder(settings.encoder), np.random.default_rng([0, 11]), []
-    notes = []
-    for source in sources:
-        population = load_people(source, None)
-        values, chosen = rating_values(population.people, encoder, settings.tuning_documents, progress)
-        name = Path(population.source).name
-        measures += measure_rows(name, values, rng, reference=MEDIAN)
-        notes.append(f"{name}: chosen on tuning documents: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()) + ".")
-    return {
-        "table": {"tasks": [], "rows": [], "cold": [], "seeds": [], "notes": notes},
-        "measures": adjusted(measures),
-        "groups": [],
-        "gaps": [],
-        "responsiveness": {},
-        "releases": [],
-        "seconds": time.monotonic() - started,
-        "settings": dict(vars(settings)),
-    }
+def _guessed(task: str, chosen: Choices) -> list[str]:
+    """Return in words what a guess would reach where the task is a choice, and the arms' F1 over all questions."""
+    if (share := chance(chosen)) is None:
+        return []
+    arms = dict.fromkeys(arm for arms in chosen.values() for arm in arms)
+    told = ", ".join(f"{arm} {micro_f1(chosen, arm):.1%}" for arm in arms if arm in PROBED)
+    return [f"{task}: a guess is right in {share:.1%}; of everybody's questions together right (micro-F1): {told}."]
 
 
 def _extended(settings: CardSettings) -> list[str]:
@@ -204,6 +205,7 @@ class _Work:
     criteria: bool
     progress: Progress
     open_hosts: Callable[[Sequence[HostSettings]], Hosts]
+    bias: dict[str, dict[str, Rows]] = field(default_factory=dict)
 
     def one(self, subject: Subject, question: Question) -> tuple[TaskCards, Release, list[Person]]:
         """Return a task's cards, what its release claims, and who was scored."""
@@ -216,12 +218,19 @@ class _Work:
         with self._hosts(subject, [*chosen, *others]) as hosts:
             personas = _personas(hosts, [p.user for p in chosen], flat) if wanted else {}
             asked = Asked(chosen, flat["global"], personas, self.arms, self.settings)
+            kind = task_named(self.settings.task)
+            if kind.name == "classification":
+                asked = replace(asked, labels=labels_of(chosen))
+            if kind.writes or self.criteria:
+                asked = replace(asked, write_with=WRITTEN)
             if self.criteria:
-                asked = replace(asked, probes={"": neutral_documents()}, write_with=WRITTEN)
+                asked = replace(asked, probes={"": neutral_documents()})
             run_cards(hosts, asked, self.seeds, task, self.progress)
             if self.baselines:
                 federation = Federation(others, subject.config.own.rank, self.settings.baseline_rounds)
-                found = score_baselines(hosts, chosen, self.baselines, federation, self.settings, self.progress)
+                found = score_baselines(
+                    hosts, chosen, self.baselines, federation, self.settings, self.progress, flat["global"]
+                )
                 for user, rows in found.items():
                     task.cards[0][user].rows |= rows
         release: Release = {
@@ -231,6 +240,8 @@ class _Work:
             "privacy": dict(subject.release.facts.privacy),
             "model": subject.config.model,
             "people_in_training": len(subject.devices & {p.user for p in chosen}),
+            "delta": float(subject.config.privacy.delta),
+            **_of_run(question.run, float(subject.config.privacy.delta)),
         }
         return task, release, chosen
 
@@ -246,11 +257,24 @@ class _Work:
         people = [each.person for each in planted]
         probes = {each.person.user: pair_documents(each.pairs) for each in planted}
         core = subject.release.basis.layout.flatten(subject.release.adapters["global"])
-        arms = [name for name in PROBED if name in self.arms]
-        settings = replace(self.settings, tuning_documents=0)
-        asked = Asked(people, core, {}, arms, settings, probes, dated=True)
+        arms = [name for name in PROBED_PLANTED if name in self.arms]
+        settings = replace(self.settings, tuning_documents=0, task=DEFAULT_TASK, test_documents=1)
+        asked = Asked(people, core, {}, arms, settings, probes, dated=True, probed=PROBED_PLANTED)
         with self._hosts(subject, people) as hosts:
+            if self.settings.bias_questions:
+                self._ask_bias(hosts, people[0].user, core)
             return run_cards(hosts, asked, [0], TaskCards("planted", "planted"), self.progress).cards[0]
+
+    def _ask_bias(self, hosts: Hosts, user: str, core: Vector) -> None:
+        """Put what neutral questions are answered with under every invented attribute into `bias`, one arm a call."""
+        with self.progress.task("neutral questions by attribute", len(BIAS_ARMS)) as step:
+
+            def done(_: str, found: dict[str, dict[str, Rows]]) -> None:
+                self.bias.update(found)
+                step()
+
+            asked = self.settings.bias_questions
+            hosts.run([(user, ("part", ("bias", core, (arm,), asked, self.settings))) for arm in BIAS_ARMS], done)
 
     @contextmanager
     def _hosts(self, subject: Subject, people: Sequence[Person]) -> Iterator[Hosts]:
@@ -259,6 +283,22 @@ class _Work:
             self.open_hosts(hosts_of(subject, people, Path(place))) as hosts,
         ):
             yield hosts
+
+
+class _OfRun(TypedDict):
+    adversaries: dict[str, float | None]
+    cost: dict[str, float]
+
+
+def _of_run(run: Path, delta: float) -> _OfRun:
+    """Return what the run's own report says of adversaries and cost; nothing where it has none."""
+    try:
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        told = {row["who"]: row["epsilon"].get(f"{delta:g}") for row in report["privacy"]["adversaries"]}
+        cost = {name: value for name, value in report["cost"].items() if isinstance(value, (int, float))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {"adversaries": {}, "cost": {}}
+    return {"adversaries": told, "cost": cost}
 
 
 def card_people(subject: Subject, source: str | None, most: int | None) -> tuple[list[Person], int, str]:

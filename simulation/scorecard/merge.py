@@ -31,6 +31,7 @@ def merged(cards: Sequence[CardReport]) -> CardReport:
     """Return one card of all tasks. Raises ConfigError where two cards have a task of one name.
 
     Each task keeps its values and p-values; what is shown may change, since more tasks are more chances of error.
+    Personalization bias is of one release: that of the first card which has it.
     """
     tasks = [task for card in cards for task in card["table"]["tasks"]]
     names = [task["task"] for task in tasks]
@@ -48,6 +49,7 @@ def merged(cards: Sequence[CardReport]) -> CardReport:
         "groups": [group for card in cards for group in card["groups"]],
         "gaps": [gap for card in cards for gap in card["gaps"]],
         "responsiveness": {task: arms for card in cards for task, arms in card["responsiveness"].items()},
+        "bias": next((card["bias"] for card in cards if card["bias"]["rows"]), cards[0]["bias"]),
         "releases": [release for card in cards for release in card["releases"]],
         "seconds": sum(card["seconds"] for card in cards),
         "settings": cards[0]["settings"],

@@ -10,13 +10,14 @@ from privacy.files import write_atomic
 from simulation import figures
 from simulation.report import drawing, fixed, page_environment, percent, report_json
 from simulation.report_schema import Interval
-from simulation.scorecard.arms import BY_NAME, CHOSEN, meaning
+from simulation.scorecard.arms import BASELINES, BY_NAME, CHOSEN, meaning
 from simulation.scorecard.criteria import LOWER, Measure
-from simulation.scorecard.evaluate import CardReport
+from simulation.scorecard.evaluate import CardReport, Release
 from simulation.scorecard.table import Row, Task
 
 STEPS = ("base", "global", "persona", "hybrid@4", "own", "all", CHOSEN)
-SPREAD_OF = ("own", "all", CHOSEN)
+SPREAD_OF = (CHOSEN,)
+PEOPLE_OF = ("global", "persona", "hybrid@4", "own", "preference", "all", CHOSEN, "wrong_person", "wrong_memories")
 
 
 def write_card(folder: Path, card: CardReport) -> None:
@@ -31,10 +32,14 @@ def write_card(folder: Path, card: CardReport) -> None:
 def card_html(card: CardReport) -> str:
     """Return the page: one file, no script, nothing from elsewhere."""
     parts = [_part(card, task) for task in card["table"]["tasks"]]
+    said = {note for part in parts for note in part["notes"]}
+    rest = [note for note in card["table"]["notes"] if note not in said]
     return (
         page_environment()
         .get_template("scorecard.html.j2")
-        .render(card=card, parts=parts, meaning=meaning, measures=_by_measure(card["measures"]), lower=LOWER)
+        .render(
+            card=card, parts=parts, notes=rest, meaning=meaning, measures=_by_measure(card["measures"]), lower=LOWER
+        )
     )
 
 
@@ -49,16 +54,58 @@ def _part(card: CardReport, task: Task) -> dict[str, Any]:
     rows = [row for row in card["table"]["rows"] if row["task"] == task["task"] and row["arm"] != "base"]
     plot = [figures.GainRow(row["arm"], _interval(row), emphasis=row["arm"] in ("all", CHOSEN)) for row in rows]
     reference = rows[1]["against"] if len(rows) > 1 else "base"
+    everybody = [(row["arm"], list(row["values"].values())) for row in rows if row["arm"] in PEOPLE_OF]
+    release = next((r for r in card["releases"] if r["task"] == task["task"]), None)
     spreads = [(row["arm"], figures.spread_plot(list(row["values"].values()), row["against"])) for row in rows]
     return {
         "task": task,
         "rows": rows,
+        "notes": [note for note in card["table"]["notes"] if note.startswith((f"{task['task']},", f"{task['task']}:"))],
         "gain": drawing(figures.gain_plot(plot, f"fewer bits than {reference} (global: than base), %")),
         "waterfall": drawing(figures.waterfall_plot(_steps(card, task))),
         "cold": drawing(_cold(card, task)),
+        "everybody": drawing(figures.people_plot(everybody, f"fewer bits than {reference} (global: than base), %")),
+        "glance": _glance(rows, release),
+        "prices": [(row, _price(row["arm"], release)) for row in rows],
         "spreads": [(arm, drawing(svg)) for arm, svg in spreads if arm in SPREAD_OF and svg],
         "control": {row["arm"] for row in rows if row["arm"] in BY_NAME and BY_NAME[row["arm"]].control},
     }
+
+
+def _glance(rows: Sequence[Row], release: Release | None) -> list[tuple[str, str]]:
+    """Return (figure, what it is) of what a reader asks first: what it is worth, to whom, at what price."""
+    by_arm = {row["arm"]: row for row in rows}
+    told = []
+    for arm, words in (
+        ("global", "fewer bits with the shared adapter"),
+        ("all", "fewer bits with all together, over it"),
+    ):
+        if row := by_arm.get(arm):
+            told.append((f"{percent(row['mean'])}", f"{words}; {row['said']}"))
+    best = by_arm.get(CHOSEN) or by_arm.get("all") or by_arm.get("global")
+    if best:
+        told.append((percent(best["improved"], 0), f"of {best['people']} people better with {best['arm']}"))
+        told.append((percent(best["notably_worse"], 0), "worse by more than 2 %"))
+    if release is not None:
+        epsilon = release["adversaries"].get("released")
+        private = not release["not_private"] and epsilon is not None
+        told.append((fixed(epsilon or 0, 1) if private else "none", "epsilon, for those who took part in the training"))
+    if (own := by_arm.get("own")) is not None:
+        told.append((f"{fixed(own['cpu_s'], 1)} s", "of one core to train a person’s own adapter"))
+    return told
+
+
+def _price(arm: str, release: Release | None) -> str:
+    """Return in words what of whom leaves a device for an arm."""
+    if arm in ("base", "local_only"):
+        return "nothing"
+    if arm == "central":
+        return "everybody’s text, in the clear"
+    if arm in BASELINES and arm != "full":
+        return "adapters of those who train, in the clear"
+    if release is None or release["not_private"]:
+        return "noisy sums of those who trained; NOT PRIVATE"
+    return "noisy sums of those who trained, within epsilon"
 
 
 def _steps(card: CardReport, task: Task) -> list[tuple[str, float]]:
@@ -91,6 +138,7 @@ def card_markdown(card: CardReport) -> str:
         lines.append("")
     lines += _group_lines(card)
     lines += _measure_lines(card["measures"])
+    lines += _bias_lines(card)
     lines += [f"* {note}" for note in card["table"]["notes"]]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -155,4 +203,20 @@ def _measure_lines(measures: Sequence[Measure]) -> list[str]:
         p = f"{row['p_holm']:.4f}" if row["said"] else "–"
         cells = [row["task"], row["measure"], row["arm"], str(row["people"]), fixed(row["level"], 3), over, between, p]
         lines.append(f"| {' | '.join([*cells, row['said'] or '–'])} |")
+    return [*lines, ""]
+
+
+def _bias_lines(card: CardReport) -> list[str]:
+    if not card["bias"]["rows"]:
+        return []
+    lines = ["## Personalization bias", "", f"{card['bias']['questions']} neutral questions; nobody was asked.", ""]
+    lines += ["| arm | told | accuracy | refusal | margin, nats |", "|---|---|---|---|---|"]
+    for row in card["bias"]["rows"]:
+        told = f"{row['attribute']}: {row['value']}" if row["value"] else row["attribute"]
+        shares = [percent(row["accuracy"], 0), percent(row["refusal"], 0), fixed(row["margin"], 3)]
+        lines.append(f"| {' | '.join([row['arm'], told, *shares])} |")
+    lines += ["", "| arm | attribute | gap in | gap | p (Holm) | said |", "|---|---|---|---|---|---|"]
+    for gap in card["bias"]["gaps"]:
+        cells = [gap["arm"], gap["attribute"], gap["figure"], fixed(gap["gap"], 3), f"{gap['p_holm']:.4f}", gap["said"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]

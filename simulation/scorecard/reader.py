@@ -12,18 +12,24 @@ import torch
 from client.documents import Document
 from client.model import GLOBAL as GLOBAL_ADAPTER
 from client.model import OWN as OWN_ADAPTER
-from client.model import Encoded, LanguageModel
+from client.model import Cached, Encoded, LanguageModel
 from client.own import load_own
 from client.personal import scored_part
 from client.prompt import CONTINUE, PLAIN, REFINED, About, context, templates
+from client.steering import steered
 from simulation.extension import extension
-from simulation.scorecard.arms import BASE, BY_NAME, EXTENDED, OWN, WRONG, Arm
+from simulation.scorecard.arms import BASE, BY_NAME, EXTENDED, OWN, PREFERRED, WRONG, Arm
 from simulation.scorecard.lent import CardSettings, Loan
 from simulation.scorecard.memories import Memories
+from simulation.scorecard.shared_context import continued, plain_states, shared_nats, shared_states
+from simulation.scorecard.tasks import task_named
 
 if TYPE_CHECKING:
     from simulation.work import HostWork
 
+MOST_KEPT_TOKENS = 60_000  # of prefixes in memory: 70 MB for a model of width 576 in bfloat16
+LEAST_SHARED = 24  # tokens of a context that is worth being read once for several documents
+MOST_ADVISED = 3  # documents that decide how memories are introduced
 Rows = list[tuple[str, float, int]]  # document, nats, tokens
 
 
@@ -36,12 +42,23 @@ class Written:
     own: str
 
 
+def _groups(contexts: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Return the places of equal contexts together, in order of their first."""
+    found: dict[bytes, list[int]] = {}
+    for place, ids in enumerate(contexts):
+        found.setdefault(ids.numpy().tobytes(), []).append(place)
+    return list(found.values())
+
+
 class Reader:
     """Scores documents under an arm: the same tokens in every arm, whatever stands before them."""
 
     def __init__(self, work: HostWork, loan: Loan, settings: CardSettings) -> None:
         self.model: LanguageModel = work.model
         self._layout, self._loan, self._settings = work.learner.layout, loan, settings
+        self.read_tokens = 0.0  # of memories, a document, in the last score
+        self._kept: dict[bytes, torch.Tensor] = {}
+        self._shown: dict[tuple[Any, ...], torch.Tensor] = {}
         self._prompt: Any = extension("prompt", settings.prompt)() if settings.prompt else None
         self._adapter: Any = extension("adapter", settings.adapter)() if settings.adapter else None
 
@@ -52,63 +69,103 @@ class Reader:
         memories: Memories | None,
         advice: str,
         switch_on: Callable[[], None] | None = None,
+        asked: str | None = None,
     ) -> Rows:
         """Return (document, nats, tokens) of every document with a token to score.
 
-        `switch_on` is called when the arm is ready: baselines put their own adapters over it.
+        `switch_on` is called when the arm is ready: baselines put their own adapters over it. With `asked` memories are
+        searched once, by it, and stand before all documents alike, else by each document's own question.
         """
         self._prepare(arm)
         if switch_on is not None:
             switch_on()
-        placed, named = [], []
+        contexts: list[torch.Tensor] = []
+        named: list[Encoded] = []
         for document in documents:
             question, encoded = self._encoded(document)
-            if not encoded.own_tokens:
-                continue
-            ids = self.model.context_ids(self._context(arm, question, memories, advice), self._budget(arm) + 8)
-            placed.append(self.model.prefix(self.model.with_context(encoded, ids)))
-            named.append(encoded)
-        nats = self.model.document_nats(placed)
-        return [(e.document, float(n.double().sum()), e.own_tokens) for e, n in zip(named, nats, strict=True)]
+            if encoded.own_tokens:
+                contexts.append(self._context_ids(arm, question if asked is None else asked, memories, advice))
+                named.append(encoded)
+        self.read_tokens = sum(map(len, contexts)) / max(1, len(contexts))
+        sums = self._steered(contexts, named, arm.steer) if arm.steer else self._nats(contexts, named)
+        return [(e.document, nats, e.own_tokens) for e, nats in zip(named, sums, strict=True)]
+
+    def _nats(self, contexts: Sequence[torch.Tensor], named: Sequence[Encoded]) -> list[float]:
+        """Return the nats of every document's targets; documents behind one long context read it once together."""
+        sums, groups = [0.0] * len(named), _groups(contexts)
+        alone = [i for group in groups if not self._worth(contexts[group[0]], group) for i in group]
+        placed = [self._prefix(self.model.with_context(named[i], contexts[i])) for i in alone]
+        for i, nats in zip(alone, self.model.document_nats(placed), strict=True):
+            sums[i] = float(nats.double().sum())
+        for group in groups:
+            if self._worth(contexts[group[0]], group):
+                found = shared_nats(self.model, contexts[group[0]], [named[i] for i in group])
+                for i, total in zip(group, found, strict=True):
+                    sums[i] = total
+        return sums
+
+    def _worth(self, context: torch.Tensor, group: Sequence[int]) -> bool:
+        return len(group) > 1 and len(context) >= LEAST_SHARED and self.model.prompt is None
+
+    def _prefix(self, encoded: Encoded) -> Cached:
+        """Return `model.prefix`, remembered: the frozen layers give the same in every arm that shows the same text."""
+        if self.model.first == 0:
+            return self.model.prefix(encoded)
+        key = encoded.ids.numpy().tobytes()
+        if key not in self._kept:
+            if sum(map(len, self._kept.values())) > MOST_KEPT_TOKENS:
+                self._kept.clear()
+            self._kept[key] = self.model.prefix(encoded).hidden
+        return Cached(encoded, self._kept[key])
+
+    @torch.no_grad()
+    def _steered(self, contexts: Sequence[torch.Tensor], named: Sequence[Encoded], strength: float) -> list[float]:
+        """Return the nats of every document's targets where its memories weigh by `strength`."""
+        plain = plain_states(self.model, [self._prefix(each) for each in named])
+        placed: list[torch.Tensor] = [torch.empty(0)] * len(named)
+        for group in _groups(contexts):
+            before, texts = contexts[group[0]], [named[i] for i in group]
+            if self._worth(before, group):
+                states = shared_states(self.model, before, texts)
+            else:
+                rows = [self._prefix(self.model.with_context(text, before)) for text in texts]
+                states = plain_states(self.model, rows)
+            for i, state in zip(group, states, strict=True):
+                placed[i] = state
+        sums = []
+        for first, second, text in zip(placed, plain, named, strict=True):
+            both = [(states.float() @ self.model.head32.T).log_softmax(-1) for states in (first, second)]
+            labels = text.ids[text.target].to(self.model.device)
+            sums.append(-float(steered(both[0], both[1], strength).gather(1, labels[:, None]).double().sum()))
+        return sums
 
     def write(self, arm: Arm, documents: Sequence[Document], memories: Memories | None, advice: str) -> list[Written]:
         """Return what the model writes in place of each document's scored words, the likeliest token each time."""
         self._prepare(arm)
-        found = []
+        begun, found = [], []
         for document in documents:
             question, ranges = scored_part(document)
-            if not ranges:
-                continue
-            start = ranges[0][0]
-            own = document.text[start : ranges[0][1]].strip()
-            context = self._context(arm, question, memories, advice)
-            found.append(Written(document.id, self._continued(context, document.text[:start]), own))
-        return found
+            if ranges:
+                start = ranges[0][0]
+                before = self._context_ids(arm, question, memories, advice)
+                begun.append(torch.cat([before, self._opening(document.text[:start])]))
+                found.append((document.id, document.text[start : ranges[0][1]].strip()))
+        one_line = task_named(self._settings.task).one_line
+        texts = continued(self.model, begun, self._settings.written_tokens)
+        return [
+            Written(name, text.split("\n", 1)[0].strip() if one_line else text, own)
+            for (name, own), text in zip(found, texts, strict=True)
+        ]
 
-    @torch.no_grad()
-    def _continued(self, context: str, opening: str) -> str:
+    def _opening(self, text: str) -> torch.Tensor:
+        """Return the last tokens of what stands before the words to write."""
         tokenizer: Any = self.model.tokenizer
-        most = self._settings.document_tokens
-        ids = tokenizer(opening.rstrip(" "), add_special_tokens=False, verbose=False)["input_ids"][-most:]
-        before = self.model.context_ids(context, most * 8)
-        both = torch.cat([before, torch.tensor(ids, dtype=torch.long)])[None].to(self.model.device)
-        if not both.shape[1]:
-            return ""
-        end = tokenizer.eos_token_id
-        made = self.model.net.generate(
-            input_ids=both,
-            attention_mask=torch.ones_like(both),
-            max_new_tokens=self._settings.written_tokens,
-            do_sample=False,
-            repetition_penalty=1.1,
-            use_cache=True,
-            pad_token_id=end if end is not None else 0,
-        )
-        return str(tokenizer.decode(made[0, both.shape[1] :], skip_special_tokens=True)).strip()
+        ids = tokenizer(text.rstrip(" "), add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(ids[-self._settings.document_tokens :], dtype=torch.long)
 
     def best_advice(self, tuning: Sequence[Document], memories: Memories) -> int:
         """Return the number of the introduction with the least loss on the tuning documents."""
-        arm = BY_NAME["refined"]
+        arm, tuning = BY_NAME["refined"], tuning[-MOST_ADVISED:]
         losses = [
             sum(nats for _, nats, _ in self.score(arm, tuning, memories, advice))
             for advice in templates()["advice"]["attempts"]
@@ -128,6 +185,16 @@ class Reader:
     def _encoded(self, document: Document) -> tuple[str, Encoded]:
         question, ranges = scored_part(document)
         return question, self.model.encode_text(document.text, ranges, document.id, self._settings.document_tokens)
+
+    def _context_ids(self, arm: Arm, question: str, memories: Memories | None, advice: str) -> torch.Tensor:
+        """Return the tokens of what stands before a document, remembered: several arms show the same."""
+        if arm.prompt == PLAIN or memories is None:
+            return torch.empty(0, dtype=torch.long)
+        key = (memories, arm.methods, arm.passages, arm.prompt, advice if arm.prompt == REFINED else "", question)
+        if key not in self._shown:
+            text = self._context(arm, question, memories, advice)
+            self._shown[key] = self.model.context_ids(text, self._budget(arm) + 8)
+        return self._shown[key]
 
     def _context(self, arm: Arm, question: str, memories: Memories | None, advice: str) -> str:
         if arm.prompt == PLAIN or memories is None:
@@ -152,7 +219,7 @@ class Reader:
         name = arm.core if arm.core in cores else "global"
         core = np.zeros_like(cores["global"]) if arm.core == BASE else cores[name]
         self.model.set_cores(self._layout.unflatten(core))
-        own = loan.wrong_own if arm.own == WRONG else loan.own if arm.own == OWN else None
+        own = {WRONG: loan.wrong_own, OWN: loan.own, PREFERRED: loan.preferred}.get(arm.own)
         if arm.own == EXTENDED:
             self.model.activate(GLOBAL_ADAPTER)
             self._adapter.load(self.model, {k: torch.from_numpy(v) for k, v in (loan.extended or {}).items()})

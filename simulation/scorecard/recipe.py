@@ -1,6 +1,6 @@
 """A recipe: one application as one command and one row of the scorecard, in TOML.
 
-    title, application, task ("text" or "rating"), arms, criteria, seeds, [card] as `--card`
+    title, application, task (`simulation.scorecard.tasks`), arms, criteria, seeds, [card] as `--card`
 
 `shown_on` says on which data the row was measured, "" where nothing was: then it says *not shown*.
 """
@@ -17,8 +17,8 @@ from privacy.errors import ConfigError
 from simulation.config import settings_of
 from simulation.scorecard.arms import DEFAULT, arms_named
 from simulation.scorecard.lent import CardSettings
-
-TASKS = ("text", "rating")
+from simulation.scorecard.tasks import CHOICE, TEXT, task_named
+from simulation.scorecard.tasks import DEFAULT as DEFAULT_TASK
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recipe:
 
     title: str
     application: str
-    task: str = "text"
+    task: str = DEFAULT_TASK
     shown_on: str = ""
     arms: tuple[str, ...] = DEFAULT
     criteria: bool = False
@@ -44,14 +44,16 @@ class Recipe:
             raise ConfigError(f"{path.name}: cannot be read ({error.strerror})") from None
         except (tomllib.TOMLDecodeError, TypeError) as error:
             raise ConfigError(f"{path.name}: is no recipe ({error})") from None
-        if found.task not in TASKS:
-            raise ConfigError(f"{path.name}: task must be one of {', '.join(TASKS)}, not {found.task!r}")
-        if found.task == "text":
+        try:
+            kind = task_named(found.task).kind
+        except ConfigError as error:
+            raise ConfigError(f"{path.name}: {error}") from None
+        if kind in (TEXT, CHOICE):
             arms_named(found.arms)
         found.settings([])
         return found
 
     def settings(self, more: list[str]) -> CardSettings:
         """Return what the card may cost: the recipe's, with `key=value` on top."""
-        found: CardSettings = settings_of(CardSettings, more, dict(self.card))
+        found: CardSettings = settings_of(CardSettings, more, {"task": task_named(self.task).name, **self.card})
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from client.documents import Document, Person, own_words
 from simulation.host import Call, Hosts
 from simulation.progress import Progress
-from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE
+from simulation.scorecard.arms import BY_NAME, CHOSEN, NOBODY, PERSONA_CORE, PREFERRED, PROBED
 from simulation.scorecard.lent import CardSettings, Learned, Loan
 from simulation.scorecard.person import PersonCard
+from simulation.scorecard.reader import Rows
 
 Vector = NDArray[np.float64]
 SEED_STRIDE = 1_000_003
@@ -47,6 +48,9 @@ class Asked:
     probes: Mapping[str, tuple[Document, ...]] = field(default_factory=dict)  # by person; "" = everybody's
     write_with: tuple[str, ...] = ()
     dated: bool = False
+    labels: tuple[str, ...] = ()
+    probed: tuple[str, ...] = PROBED
+    tuned: Mapping[str, Mapping[str, Rows]] = field(default_factory=dict)  # by person, from an earlier seed
 
     def wrong(self, place: int) -> Person | None:
         """Return the wrong person of the person at `place`, None for somebody alone."""
@@ -60,6 +64,8 @@ def run_cards(pool: Hosts, asked: Asked, seeds: Sequence[int], task: TaskCards, 
     task.declared = {person.user: person.persona for person in asked.people}
     needs_own = any(name == CHOSEN or BY_NAME[name].own for name in asked.arms)
     for number, seed in enumerate(seeds):
+        if number:  # what was written and asked under the first seed is what is told
+            asked = replace(asked, probes={}, write_with=(), tuned={u: c.tuned for u, c in task.cards[0].items()})
         arms = list(asked.arms) if number == 0 else [name for name in asked.arms if _seeded(name)]
         own = _trained(pool, asked, seed, task.task, progress) if needs_own else {}
         task.cards.append(_scored(pool, asked, arms, own, f"{task.task}: scoring, seed {seed}", progress))
@@ -69,6 +75,7 @@ def run_cards(pool: Hosts, asked: Asked, seeds: Sequence[int], task: TaskCards, 
 def _trained(pool: Hosts, asked: Asked, seed: int, task: str, progress: Progress) -> dict[str, Learned]:
     """Return everybody's own adapter and the tokens that it learned from."""
     own: dict[str, Learned] = {}
+    preferred = any(name in BY_NAME and BY_NAME[name].own == PREFERRED for name in asked.arms)
     with progress.task(f"{task}: own adapters, seed {seed}", len(asked.people)) as step:
 
         def done(user: str, result: Learned) -> None:
@@ -76,7 +83,7 @@ def _trained(pool: Hosts, asked: Asked, seed: int, task: str, progress: Progress
             step()
 
         calls: list[tuple[str, Call]] = [
-            (p.user, ("card_train", (p.user, asked.core, asked.settings, seed * SEED_STRIDE + i)))
+            (p.user, ("card_train", (p.user, asked.core, asked.settings, seed * SEED_STRIDE + i, preferred)))
             for i, p in enumerate(asked.people)
         ]
         pool.run(calls, done)
@@ -95,7 +102,8 @@ def _scored(
     with progress.task(label, len(asked.people)) as step:
 
         def done(user: str, card: PersonCard) -> None:
-            card.learned_tokens = own[user].tokens if user in own else 0
+            if user in own:
+                card.learned_tokens, card.cpu_s = own[user].tokens, own[user].cpu_s
             cards[user] = card
             step()
 
@@ -121,6 +129,10 @@ def _loan(asked: Asked, place: int, own: Mapping[str, Learned]) -> Loan:
         asked.write_with,
         asked.dated,
         own[user].extended if own else None,
+        own[user].preferred if own else None,
+        asked.labels,
+        asked.probed,
+        asked.tuned.get(user, {}),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from privacy.errors import DataError
 from simulation.scorecard import statistics
-from simulation.scorecard.arms import KNOWN
+from simulation.scorecard.arms import BY_NAME, KNOWN, NOBODY, WRONG
 from simulation.scorecard.person import PersonCard
 from simulation.scorecard.run import TaskCards
 
@@ -27,7 +27,9 @@ class Row(TypedDict):
 
     `p_holm` is adjusted over the tasks; `said` is "shown", "shown to be worse" or "not shown". `bits_per_token`,
     `bits_per_byte` and `perplexity` (per token) are of the arm itself, people together. `seed_deviation` is the
-    standard deviation of the mean over seeds, None for one seed. `values` is what every person got, by pseudonym.
+    standard deviation of the mean over seeds, None for one seed. What it costs a device, in the mean over people:
+    `read_tokens` of memories before a document, `cpu_s` to train what is the person's own. `values` is what every
+    person got, by pseudonym.
     """
 
     task: str
@@ -50,7 +52,14 @@ class Row(TypedDict):
     perplexity: float
     seeds: int
     seed_deviation: float | None
+    read_tokens: float
+    cpu_s: float
     values: dict[str, float]
+
+
+class _Cost(TypedDict):
+    read_tokens: float
+    cpu_s: float
 
 
 class Task(TypedDict):
@@ -188,7 +197,18 @@ def _row(task: TaskCards, arm: str, against: str, values: Mapping[str, list[floa
         "perplexity": math.exp(nats / tokens),
         "seeds": seeds,
         "seed_deviation": float(np.std(by_seed, ddof=1)) if seeds > 1 else None,
+        **_cost(task.cards[0], arm),
         "values": means,
+    }
+
+
+def _cost(cards: Mapping[str, PersonCard], arm: str) -> _Cost:
+    some = [card for card in cards.values() if arm in card.rows]
+    trains = arm in BY_NAME and BY_NAME[arm].own not in (NOBODY, WRONG)
+    read = [card.read_tokens.get(arm, 0.0) for card in some]
+    return {
+        "read_tokens": float(np.mean(read)) if read else 0.0,
+        "cpu_s": float(np.mean([card.cpu_s for card in some])) if some and trains else 0.0,
     }
 
 

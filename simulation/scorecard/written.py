@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from client.documents import Person
 from client.encoder import Encoder
 from simulation.extension import extension
-from simulation.measures import tone
+from simulation.measures import coding, tone
 from simulation.measures.authorship import Attribution
 from simulation.measures.personalization import degress, egises, perseval
 from simulation.measures.text import embedding_f1, meteor, meteor_label, movers_distance, rouge, sentence_bleu
@@ -26,15 +26,20 @@ Vector = NDArray[np.float64]
 Values = dict[str, dict[str, dict[str, float]]]  # measure -> arm -> person -> value
 OWN_WORDS = "own words"
 STYLE, FORMALITY, SENTIMENT, CONTENT = "style", "formality distance", "sentiment distance", "content"
+CODING = "coding style"
 LOWER_IS_BETTER = (FORMALITY, SENTIMENT, "movers distance (MiniLM)")
 AUTHORS = 20
 SAME = 1e-6  # a distance below this is rounding: the texts are one
 
 
 def written_values(
-    cards: Mapping[str, PersonCard], people: Sequence[Person], encoder: Encoder, metric: str = ""
+    cards: Mapping[str, PersonCard],
+    people: Sequence[Person],
+    encoder: Encoder,
+    metric: str = "",
+    code: bool = False,
 ) -> Values:
-    """Return every measure of what was written; empty where nothing was.
+    """Return every measure of what was written; empty where nothing was. `code` adds the likeness of coding styles.
 
     `metric` names a researcher's own class; a value that is better lower is put in as its negative, and said so.
     """
@@ -47,6 +52,8 @@ def written_values(
     for user in users:
         for arm, texts in cards[user].written.items():
             _likeness(values, arm, user, texts, encoder)
+            if code:
+                _coding(values, arm, user, texts)
             if own_metric is not None:
                 _extended(values, own_metric, arm, user, texts)
     _style(values, cards, users, by_user)
@@ -78,6 +85,12 @@ def _likeness(values: Values, arm: str, user: str, texts: Sequence[Written], enc
     for measure, row in measured.items():
         if row:
             _put(values, measure, arm, user, float(np.mean(row)))
+
+
+def _coding(values: Values, arm: str, user: str, texts: Sequence[Written]) -> None:
+    row = [alike for w in texts if (alike := coding.alike(w.own, w.text)) is not None]
+    if row:
+        _put(values, CODING, arm, user, float(np.mean(row)))
 
 
 def _extended(values: Values, metric: Any, arm: str, user: str, texts: Sequence[Written]) -> None:

@@ -17,6 +17,7 @@ from client.importers import add
 from client.model import GLOBAL, OWN, Encoded, LanguageModel
 from client.own import own_tensors, reset_own
 from client.personal import active
+from client.preference import _continuation
 from client.preferences import choices_of_documents, drop_preferences, prefer, preferences, thumb, thumbs
 from client.preferring import LEAST_HELD_BACK, _held_back, learn
 from client.speaker import BASE, PERSONAL
@@ -224,3 +225,17 @@ def test_a_blind_pair_is_judged_once_and_in_either_order(vault: Vault) -> None:
         with pytest.raises(ConfigError):
             blind.verdict(again, 0)
     assert (by_chance(0, 0), by_chance(5, 0), by_chance(3, 3)) == (1.0, 0.0625, 1.0)
+
+
+def test_a_sample_is_what_is_drawn_when_everything_is_read_anew(new_model: object) -> None:
+    """Keys and values that are kept change no token of 16, drawn with the same generator in float32."""
+    model = model_with_own(new_model)
+    ids = model.context_ids("the heron stood at the mill", 64)
+    found = _continuation(model, ids, 16, torch.Generator().manual_seed(3))
+    anew, generator = ids, torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _ in range(16):
+            cached = model.prefix(Encoded("sample", anew, torch.zeros(len(anew), dtype=torch.bool)))
+            chances = (model.head32 @ model.top(cached.hidden[None])[0, -1].float()).softmax(-1)
+            anew = torch.cat([anew, torch.multinomial(chances, 1, generator=generator)])
+    assert torch.equal(found, anew[-16:])

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from client.model import LanguageModel
 from privacy.errors import ConfigError
 from simulation.baselines.factors import METHODS, NAMES, Factors, Shared, fresh, mean_product, named, shapes_of
+from simulation.baselines.whole import FULL_LAYERS, put_back, top_matrices, tune
 from simulation.progress import Progress
 from simulation.scorecard.arms import BASELINES
 from simulation.scorecard.evaluate import questions, scorecard
@@ -71,6 +74,27 @@ def test_names_are_known() -> None:
         named(["fedsomething"])
 
 
+def test_weights_are_fully_tuned_and_put_back(tiny_model_dir: Path) -> None:
+    """Full fine-tuning lowers the loss on what it learns, in the top layers alone; after it nothing is left."""
+    model = LanguageModel.load(tiny_model_dir, top_layers=4)
+    text = "the heron stands at the mill and waits " * 3
+    documents = [model.prefix(model.encode_text(text, [(0, len(text))], "d", 96))] * 6
+    before = {name: p.clone() for name, p in model.net.named_parameters()}
+
+    def loss() -> float:
+        return float(model.document_nats(documents[:1])[0].sum())
+
+    first = loss()
+    weights = top_matrices(model, FULL_LAYERS)
+    assert len(weights) == 7 * FULL_LAYERS, "every matrix of two layers: four of attention, three of the network"
+    with put_back(weights):
+        tune(model, weights, documents, torch.Generator().manual_seed(0), rate=2e-3)
+        assert loss() < first - 1
+        changed = {name for name, p in model.net.named_parameters() if not torch.equal(p, before[name])}
+        assert len(changed) == len(weights) and all(".4." in name or ".5." in name for name in changed)
+    assert loss() == first and all(torch.equal(p, before[name]) for name, p in model.net.named_parameters())
+
+
 @pytest.mark.slow
 def test_all_baselines_stand_in_one_card(run: Any, strangers: Path, hosts_here: Any, tmp_path: Path) -> None:
     """Every method scores the card's own tokens; after all of them the base's weights are what they were."""
@@ -99,5 +123,7 @@ def test_all_baselines_stand_in_one_card(run: Any, strangers: Path, hosts_here: 
     assert set(rows) == set(arms) and all(row["people"] == 2 for row in rows.values())
     values = [tuple(row["values"].values()) for name, row in rows.items() if name in NAMES]
     assert len(set(values)) == len(NAMES), "each method does something of its own"
+    pooled = [r for _, method, arguments, r in kept[0].log if method == "part" and arguments[0] == "pooled"]
+    assert len(pooled) == 1 and all((b != 0).any() for _, b in pooled[0].values()), "trained once, on all text together"
     weights = dict(kept[0].works[0].model.net.named_parameters())
     assert kept[1] and all(bool((weights[name] == before).all()) for name, before in kept[1].items())

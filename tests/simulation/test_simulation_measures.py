@@ -160,6 +160,62 @@ def test_perseval_takes_off_for_inaccuracy() -> None:
     assert perseval([(same, np.zeros(2))]) == pytest.approx(0.999, abs=1e-3)
 
 
+def by_sums(expected: np.ndarray, to_document: np.ndarray, made: np.ndarray, made_to: np.ndarray) -> list[float]:
+    """DEGRESS as its paper writes it, one sum after the other, nothing shared with the code under test."""
+    n, found = len(expected), []
+    for j in range(n):
+        total = 0.0
+        for k in range(n):
+            weights = [math.exp(expected[j][i] / to_document[j]) for i in range(n)]
+            x = math.exp(expected[j][k] / to_document[j]) / sum(weights) * expected[j][k]
+            weights = [math.exp(made[j][i] / made_to[j]) for i in range(n)]
+            y = math.exp(made[j][k] / made_to[j]) / sum(weights) * made[j][k]
+            total += (min(x, y) + 1e-10) / (max(x, y) + 1e-10)
+        found.append(total / n)
+    return found
+
+
+def between(n: int, seed: int) -> np.ndarray:
+    distances = np.random.default_rng(seed).uniform(0.1, 0.9, (n, n))
+    both = (distances + distances.T) / 2
+    np.fill_diagonal(both, 0.0)
+    return both
+
+
+def test_degress_as_its_paper_sums_it() -> None:
+    """Vansh et al. 2023: four people, two documents, sums written out; EGISES is one less the mean over all."""
+    told = []
+    for seed in (1, 2):
+        to, made_to = (np.random.default_rng(seed + s).uniform(0.3, 1, 4) for s in (10, 20))
+        found = degress(between(4, seed), to, between(4, seed + 5), made_to)
+        assert found == pytest.approx(by_sums(between(4, seed), to, between(4, seed + 5), made_to), rel=1e-9)
+        told.append(found)
+    assert egises(told) == pytest.approx(1 - (told[0].mean() + told[1].mean()) / 2)
+
+
+def test_perseval_by_hand() -> None:
+    """Dasgupta et al. 2024 with alpha 3, beta 1, gamma 4; two people, distances 0.2 and 0.6 from their own texts.
+
+    best 0.2, mean 0.4: ADP = 1 / (1 + 10^4 e^-2.5) = 0.0012168; ACP = 1 / (1 + 10^4) = 0.0001 and, at exponent -20,
+    1 / (1 + 10^4 e^-20) = 0.99998. EDP = 1 - 1 / (1 + 10^3 e^(-10 (ADP + ACP))) = 0.99899 and 0.04298.
+    """
+    penalty = accuracy_penalty(np.array([0.2, 0.6]))
+    adp = 1 / (1 + 1e4 * math.exp(-10 * 0.2 / 0.8))
+    acp = [1 / (1 + 1e4), 1 / (1 + 1e4 * math.exp(-10 * 0.4 / 0.2))]
+    by_hand = [1 - 1 / (1 + 1e3 * math.exp(-10 * (adp + one))) for one in acp]
+    assert adp == pytest.approx(0.0012168, rel=1e-3) and by_hand == pytest.approx([0.99899, 0.04298], abs=5e-4)
+    assert penalty == pytest.approx(by_hand, rel=1e-6)
+    ones = np.ones(2)
+    half = degress(square(0.5), ones, square(0.2), ones)
+    assert perseval([(half, np.array([0.2, 0.6]))]) == pytest.approx(float(half[0]) * sum(by_hand) / 2, rel=1e-6)
+
+
+def test_precision_and_recall_of_labels_as_documented() -> None:
+    """scikit-learn's documentation of precision_score and recall_score, macro: 0.22 and 0.33."""
+    found = label_scores(list("012012"), list("021001"))
+    assert [found.precision, found.recall] == pytest.approx([0.2222, 0.3333], abs=1e-4)
+
+
 def test_a_tie_is_half_a_win() -> None:
     assert win_rate([1, 2, 3], [0, 2, 4]) == 0.5
     with pytest.raises(DataError):

@@ -131,6 +131,7 @@ def one_task(name: str) -> CardReport:
         "groups": [],
         "gaps": [],
         "responsiveness": {},
+        "bias": {"questions": 0, "rows": [], "gaps": []},
         "releases": [],
         "seconds": 1.0,
         "settings": {},
@@ -227,6 +228,9 @@ def test_the_page_holds_what_the_json_holds(tmp_path: Path) -> None:
             "privacy": {},
             "model": "m",
             "people_in_training": 0,
+            "delta": 1e-6,
+            "adversaries": {},
+            "cost": {},
         }
     )
     page = card_html(report)
