@@ -68,6 +68,7 @@ stat: $(READY)
 	@$(RUN)/python -m pytest --quiet -m statistical
 
 e2e: $(READY)
+	@if command -v npm > /dev/null; then npm ci --prefix tests/web --no-audit --no-fund --silent; fi
 	@$(RUN)/python -m pytest --quiet -m "e2e or slow"
 
 # Linters of what lies in deploy/, and the tool that writes the bill of materials: in environments of their own.

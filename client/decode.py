@@ -8,7 +8,8 @@ without temperature, cut or penalty: what ranks candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from client.model import LanguageModel
+from client.steering import PLAUSIBLE, steered
 
 REPETITION_PENALTY = 1.1
 BOUNDARY = "\ufffd"  # what a tokenizer shows for the first bytes of a character that is not whole yet
@@ -42,23 +44,38 @@ class Sampling:
 LIKELIEST = Sampling()
 
 
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """How much memories weigh: the prompt without them, int64 [T], and the strength (`client.steering`)."""
+
+    plain: Tensor
+    strength: float
+
+
 @torch.no_grad()
 def drawn(
-    model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LIKELIEST, rows: int = 1
+    model: LanguageModel,
+    ids: Tensor,
+    most: int,
+    sampling: Sampling = LIKELIEST,
+    rows: int = 1,
+    steering: Steering | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `most` times the next token of every row, int64 [rows], and its log-likelihood, float32 [rows].
 
     `ids` int64 [T] is the prefix of all rows. Ends early once every row has met the tokenizer's end; a row that has met
-    it goes on and is for the caller to cut.
+    it goes on and is for the caller to cut. With `steering` the tokens are those of the mixture, which is read twice.
     """
     end = model.tokenizer.eos_token_id
     generator = sampling.generator()
     seen = ids[None].repeat(rows, 1)
-    out: Any = model.net(input_ids=ids[None].to(model.device), use_cache=True, logits_to_keep=1)
-    cache = out.past_key_values
+    prompts = [ids] if steering is None else [ids, steering.plain]
+    read: list[Any] = [model.net(input_ids=p[None].to(model.device), use_cache=True, logits_to_keep=1) for p in prompts]
+    caches = [out.past_key_values for out in read]
     if rows > 1:
-        cache.batch_repeat_interleave(rows)
-    logits = out.logits[:, -1].float().cpu().repeat(rows, 1)
+        for cache in caches:
+            cache.batch_repeat_interleave(rows)
+    logits = _mixed(read, steering).repeat(rows, 1)
     ended = torch.zeros(rows, dtype=torch.bool)
     for step in range(most):
         chosen = _next(logits, seen, sampling, generator)
@@ -68,16 +85,19 @@ def drawn(
         if bool(ended.all()) or step + 1 == most:
             return
         seen = torch.cat([seen, chosen[:, None]], 1)
-        out = model.net(input_ids=chosen[:, None].to(model.device), past_key_values=cache, use_cache=True)
-        logits = out.logits[:, -1].float().cpu()
+        step_ids = chosen[:, None].to(model.device)
+        read = [model.net(input_ids=step_ids, past_key_values=cache, use_cache=True) for cache in caches]
+        logits = _mixed(read, steering)
 
 
-def pieces(model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LIKELIEST) -> Iterator[tuple[str, int]]:
+def pieces(
+    model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LIKELIEST, steering: Steering | None = None
+) -> Iterator[tuple[str, int]]:
     """Yield a reply as text in pieces of whole characters, each with the number of tokens made so far."""
     tokenizer: Any = model.tokenizer
     made: list[int] = []
     shown = ""
-    for chosen, _ in drawn(model, ids, most, sampling):
+    for chosen, _ in drawn(model, ids, most, sampling, steering=steering):
         token = int(chosen[0])
         if token == tokenizer.eos_token_id:
             return
@@ -91,6 +111,19 @@ def pieces(model: LanguageModel, ids: Tensor, most: int, sampling: Sampling = LI
     rest = tokenizer.decode(made, skip_special_tokens=True)
     if rest.startswith(shown) and len(rest) > len(shown):
         yield rest[len(shown) :], len(made)
+
+
+def _mixed(read: Sequence[Any], steering: Steering | None) -> Tensor:
+    """Return the logits of the next token, float32 [rows, vocabulary]; above 0 only plausible tokens are amplified."""
+    rows: list[Tensor] = [out.logits[:, -1].float().cpu() for out in read]
+    if steering is None:
+        return rows[0]
+    with_memories, without = (row.log_softmax(-1) for row in rows)
+    mixed = steered(with_memories, without, steering.strength)
+    if steering.strength > 0:
+        least = with_memories.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
+        mixed = mixed.masked_fill(with_memories < least, -torch.inf)
+    return mixed
 
 
 def _next(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from client import face_cli, federation_cli, owner_cli, training_cli
 from client.device_shell import AsJson, asked_of_agent, open_vault, say, typed
+from client.spoken import spoken
 from client.vault import Vault, home_folder
 from client.vault_key import Opener, opener_from, opens_by
 from privacy.errors import ConfigError, VaultError
@@ -39,7 +40,8 @@ def init(as_json: AsJson = False) -> None:
         opener = Opener(passphrase=first)
     Vault.create(folder, opener).close()
     by = opens_by(folder)
-    say({"home": str(folder), "opens_by": by}, f"An empty vault in {folder}, opened by your {by}.", as_json)
+    words = spoken("An empty vault in {folder}; what opens it: {by}.", folder=folder, by=by)
+    say({"home": str(folder), "opens_by": by}, words, as_json)
 
 
 @device.command()
@@ -60,11 +62,19 @@ def add(
 
         counts = add_place(vault, place, me or (), read, again)
     lines = [
-        f"source {counts.source}, {counts.kind}: {counts.new} new, {counts.changed} changed, {counts.same} as before"
-        + (f", {counts.ratings} ratings" if counts.ratings else "")
-        + (f"; {counts.others} hold other people's words alone" if counts.others else "")
+        spoken("source {source}, {kind}: {new} new, {changed} changed, {same} as before", **vars(counts))
+        + (spoken(", {ratings} ratings", ratings=counts.ratings) if counts.ratings else "")
+        + (spoken("; {others} hold other people's words alone", others=counts.others) if counts.others else "")
     ]
-    lines += [f"skipped {count}: {reason}" for reason, count in counts.skipped.most_common()]
+    if counts.foreign:
+        lines.append(
+            spoken(
+                "{foreign} look like another language than English: they are found by words as well as any, by meaning"
+                " less well, and scrubbing misses more names in them, so look at them before you share their source.",
+                foreign=counts.foreign,
+            )
+        )
+    lines += [spoken("skipped {count}: {reason}", count=n, reason=reason) for reason, n in counts.skipped.most_common()]
     lines += [f"  {line}" for line in counts.shown[:5]]
     say(counts.to_json(), "\n".join(lines), as_json)
 
@@ -77,14 +87,17 @@ def status(as_json: AsJson = False) -> None:
     with open_vault() as vault:
         facts = vault_facts(vault) | {"training": state(vault)}
         go_on(vault)
-    lines = [f"{facts['documents']} documents, {facts['ratings']} ratings, {facts['own_words']} words of yours"]
+    lines = [spoken("{documents} documents, {ratings} ratings, {own_words} words of yours", **facts)]
     lines += [
-        f"source {s['source']}: {s['kind']} {s['place']}: {s['documents']} documents,"
-        f" for {', '.join(s['for']) or 'nothing'}"
+        spoken(
+            "source {source}: {kind} {place}: {documents} documents, for: {purposes}",
+            **s,
+            purposes=", ".join(s["for"]) or "-",
+        )
         for s in facts["sources"]
     ]
     if facts["training"]:
-        lines.append(f"training in the background: {facts['training']['state']} {facts['training']['words']}")
+        lines.append(spoken("training in the background: {state} {words}", **facts["training"]))
     say(facts, "\n".join(lines), as_json)
 
 
@@ -137,18 +150,19 @@ def forget(
             asked_of_agent(vault.folder, {"do": "end"})
             vault.destroy()
             forget_answers(vault.folder)
-            say({"destroyed": True}, f"The key is destroyed and the vault deleted. {FLASH}", as_json)
+            words = spoken("The key is destroyed and the vault deleted.")
+            say({"destroyed": True}, f"{words} {spoken(FLASH)}", as_json)
             return
         made = forget_in(vault, wanted, releases_hold(given(vault.folder)))
         if asked_of_agent(vault.folder, {"do": "forgot"}) is None:
             forget_answers(vault.folder)
-    text = (
-        f"Forgotten: {len(made.documents)} documents with {made.vectors} embeddings,"
-        f" {made.profile_lines} profile lines, {made.pseudonyms} pseudonyms, {made.chats} chats,"
-        f" {made.ratings} ratings, {made.adapters} own adapters."
-        f"\n{made.releases}\n{FLASH}"
+    facts = made.to_json()
+    counts = spoken(
+        "Forgotten: {count} documents with {vectors} embeddings, {profile_lines} profile lines,"
+        " {pseudonyms} pseudonyms, {chats} chats, {ratings} ratings, {adapters} own adapters.",
+        **{**facts, "count": len(made.documents)},
     )
-    say(made.to_json(), text, as_json)
+    say(facts, f"{counts}\n{made.releases}\n{spoken(FLASH)}", as_json)
 
 
 def vault_facts(vault: Vault) -> dict[str, Any]:

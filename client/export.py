@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors.torch import load as load_tensors
 
-from client.own import RecordPrivacy, save_own
+from client.own import DOCUMENT, RecordPrivacy, save_own
 from client.personal import active
 from client.vault import Vault
 from privacy.canonical import sha256_hex
@@ -25,7 +25,10 @@ SETTING = "exports"
 
 @dataclass(frozen=True)
 class Exported:
-    """What left: the adapter, the release it stands on, its guarantee, and the epsilon of all exports together."""
+    """What left: the adapter, the release it stands on, its guarantee for one `unit`, and that of all exports together.
+
+    `unit` is a document, or a choice (see `client.own.RecordPrivacy`); totals are over exports of the same unit.
+    """
 
     number: int
     release: str
@@ -33,6 +36,7 @@ class Exported:
     delta: float
     total_epsilon: float
     total_delta: float
+    unit: str = DOCUMENT
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -65,14 +69,16 @@ def export(vault: Vault, folder: Path, base_model: str, number: int | None = Non
     privacy = RecordPrivacy(**known)
     before, mark = exports(vault), sha256_hex(bytes(tensors))
     if mark not in {each["sha256"] for each in before}:  # the same numbers again tell nothing new
-        before.append({"sha256": mark, "epsilon": privacy.epsilon, "delta": privacy.delta, "time": time.time()})
+        left = {"sha256": mark, "epsilon": privacy.epsilon, "delta": privacy.delta, "unit": privacy.unit}
+        before.append(left | {"time": time.time()})
         vault.set_setting(SETTING, json.dumps(before))
     save_own(folder, load_tensors(bytes(tensors)), privacy, base_model)
-    epsilon, delta = sum(e["epsilon"] for e in before), sum(e["delta"] for e in before)
-    return Exported(number, release, privacy.epsilon, privacy.delta, epsilon, delta)
+    same = [each for each in before if each.get("unit", DOCUMENT) == privacy.unit]
+    epsilon, delta = sum(e["epsilon"] for e in same), sum(e["delta"] for e in same)
+    return Exported(number, release, privacy.epsilon, privacy.delta, epsilon, delta, privacy.unit)
 
 
 def exports(vault: Vault) -> list[dict[str, Any]]:
-    """Return every adapter that left: its hash, epsilon, delta, time."""
+    """Return every adapter that left: its hash, epsilon, delta, time, and of what the epsilon is (else documents)."""
     found: list[dict[str, Any]] = json.loads(vault.setting(SETTING, "[]"))
     return found

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from client.device_shell import AsJson, open_vault, say
+from client.spoken import spoken
 from client.vault import home_folder
 from privacy.errors import ConfigError
 
@@ -76,7 +77,9 @@ def autostart(
 
 def token(
     name: Annotated[str, typer.Argument(help="The program that will use it; nothing: show all.")] = "",
-    scope: Annotated[list[str] | None, typer.Option(help="chat, memories, embeddings; chat alone if none.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="chat, memories, embeddings, learn; chat alone if none.")
+    ] = None,
     drop: Annotated[bool, typer.Option("--drop", help="Make the token of this name worthless.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +93,7 @@ def token(
         elif name:
             made = new_token(vault, name, scope or [CHAT])
         names = token_names(vault)
-    lines = [f"{each}: {', '.join(scopes)}" for each, scopes in names.items()] or ["No program has a token."]
+    lines = [f"{each}: {', '.join(scopes)}" for each, scopes in names.items()] or [spoken("No program has a token.")]
     say({"token": made or None, "tokens": names}, made or "\n".join(lines), as_json)
 
 
@@ -98,6 +101,9 @@ def prefer(
     demonstrations: Annotated[
         bool, typer.Option("--demonstrations", help="Your own words against samples too.")
     ] = False,
+    record_epsilon: Annotated[
+        float | None, typer.Option(help="Each choice protected by this epsilon: may be exported.", min=0.01)
+    ] = None,
     seconds: Annotated[float, typer.Option(help="The longest training.", min=1)] = 180.0,
     as_json: AsJson = False,
 ) -> None:
@@ -112,12 +118,29 @@ def prefer(
     with open_vault() as vault, training_alone(vault.folder), Console(stderr=True).status("reading") as status:
         made = learn(
             vault, model_of(vault), DPO(seconds=seconds), demonstrations,
-            lambda done, steps: status.update(f"training: {done} of {steps} steps"),
+            lambda done, steps: status.update(f"training: {done} of {steps} steps"), record_epsilon,
         )  # fmt: skip
     text = (
-        f"{made.words} {made.pairs} pairs trained on; of {made.held_back} held back {made.agreed:.0%} agree."
-        f" How far it says what you say: {made.shift_before:+.2f} nats before, {made.shift_after:+.2f} after."
+        f"{made.words} "
+        + spoken(
+            "{pairs} trained on; of {held_back} pairs held back {agreed} agree.",
+            pairs=made.pairs,
+            held_back=made.held_back,
+            agreed=f"{made.agreed:.0%}",
+        )
+        + " "
+        + spoken(
+            "How far it says what you say: {before} nats before, {after} after.",
+            before=f"{made.shift_before:+.2f}",
+            after=f"{made.shift_after:+.2f}",
+        )
     )
+    if made.privacy is not None:
+        text += (
+            f" Epsilon {made.privacy.epsilon:.2f} (delta {made.privacy.delta:g}) for each choice; one text of yours"
+            f" stood in at most {made.most_choices_of_a_document} of them."
+            f" `confide device export FOLDER --adapter {made.adapter}` lets it leave."
+        )
     say(made.to_json(), text, as_json)
 
 

@@ -24,7 +24,8 @@ from client.import_mail import read_mails, senders
 from client.import_ratings import read_ratings
 from client.import_talk import is_chatgpt, is_slack, is_whatsapp, read_chatgpt, read_slack, read_whatsapp
 from client.import_text import MAIL_SUFFIXES, SUFFIXES, media_type, read_notes, read_records
-from client.imported import MAIL, Event, Rated, Skipped, Text, files_below, packed_spans
+from client.imported import MAIL, NOTE, TALK, Event, Rated, Skipped, Text, files_below, packed_spans
+from client.language import other_language
 from client.vault import Vault
 from privacy.canonical import sha256_hex
 from privacy.errors import DataError
@@ -36,11 +37,12 @@ HELD_BACK_ONE_IN = 5
 SHOWN_SKIPS = 20
 OWN, SHARED = "own", "shared"  # purposes: the person's own model; what may leave in private sums
 PURPOSES = (OWN, SHARED)
+PROSE = (NOTE, MAIL, TALK)  # in a commit, an event or a link the language cannot be told
 
 
 @dataclass
 class Counts:
-    """What an import did; `skipped` counts reasons, `shown` names the first places."""
+    """What an import did; `skipped` counts reasons, `shown` names the first places, `foreign` is not in English."""
 
     kind: str
     source: int
@@ -48,6 +50,7 @@ class Counts:
     changed: int = 0
     same: int = 0
     others: int = 0
+    foreign: int = 0
     ratings: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     shown: list[str] = field(default_factory=list)
@@ -220,6 +223,7 @@ def _keep_text(rows: Any, text: Text, counts: Counts) -> None:
         _skip(Skipped(text.key, "the vault holds these words already"), counts)
         return
     counts.others += text.own_words == 0
+    counts.foreign += text.type in PROSE and other_language("".join(span.text for span in text.spans))
     if old:
         _change_text(rows, int(old[0]), text)
         counts.changed += 1

@@ -18,17 +18,22 @@ from privacy.errors import ExportRefused, ModelError
 from privacy.files import new_folder, write_flushed
 
 PROMPT, PROMPT_START = "prompt", 0.1
+DOCUMENT, CHOICE = "document", "choice"
 
 
 @dataclass(frozen=True)
 class RecordPrivacy:
-    """What Opacus' RDP accountant says of one own adapter: document-level, add/remove one document."""
+    """What Opacus' RDP accountant says of one own adapter: add or remove one `unit`.
+
+    That is a document, or a choice: one prompt with all that its person preferred behind it.
+    """
 
     epsilon: float
     delta: float
     noise_multiplier: float
     sampling_rate: float
     steps: int
+    unit: str = DOCUMENT
 
 
 def own_modules(model: LanguageModel) -> list[nn.Module]:
@@ -84,7 +89,7 @@ def save_own(folder: Path, tensors: Mapping[str, Tensor], privacy: RecordPrivacy
         raise ExportRefused(
             "an own adapter leaves its device only if trained with record-level privacy; this one was not"
         )
-    guarantee = {"unit": "document", "adjacency": "add or remove one", "sampler": "poisson", **asdict(privacy)}
+    guarantee = {"adjacency": "add or remove one", "sampler": "poisson", **asdict(privacy)}
     files = lora_files(own_factors(tensors), base_model_name)
     files["privacy.json"] = json.dumps(guarantee, indent=2, sort_keys=True).encode() + b"\n"
     with new_folder(folder) as beside:

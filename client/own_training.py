@@ -224,7 +224,7 @@ class _Run:
         assert settings.record_epsilon is not None
         rate = 1.0 / math.ceil(len(documents) / min(len(documents), settings.batch_documents))
         steps = _steps(settings, settings.epochs * round(1.0 / rate))
-        noise = _noise_multiplier(settings.record_epsilon, settings.record_delta, rate, steps)
+        noise = noise_for(settings.record_epsilon, settings.record_delta, rate, steps)
         left = settings.seconds - self._before
         plan = StepPlan(steps, rate, settings.document_clip, noise, settings.batch_tokens, left)
         if charge is not None and start is None:
@@ -247,8 +247,8 @@ def _steps(settings: OwnTraining, wanted: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _noise_multiplier(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """Return the least noise that Opacus' RDP accountant finds enough; seconds of search, the same for many people."""
+def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """Return the least noise multiplier that Opacus' RDP accountant finds enough; seconds of search, then kept."""
     with quiet():
         found = get_noise_multiplier(
             target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp"

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.device_shell import AsJson, open_vault, say
+from client.spoken import spoken
 from client.vault import Vault
 from privacy.errors import ConfigError
 
@@ -156,12 +157,10 @@ def consent(
         raise ConfigError("say on or off")
     with open_vault() as vault:
         changed = set_consent(vault, source, purpose, state == "on")
-    words = "now" if changed else "as before"
-    say(
-        {"source": source, "purpose": purpose, "granted": state == "on", "changed": changed},
-        f"Source {source}, {purpose}: {state}, {words}.",
-        as_json,
-    )
+    words = spoken("Source {source}, {purpose}: {state}, now.", source=source, purpose=purpose, state=state)
+    if not changed:
+        words = spoken("Source {source}, {purpose}: {state}, as before.", source=source, purpose=purpose, state=state)
+    say({"source": source, "purpose": purpose, "granted": state == "on", "changed": changed}, words, as_json)
 
 
 def attributes(
@@ -184,5 +183,6 @@ def attributes(
         kept = dict(vault.select("SELECT name, value FROM attribute ORDER BY name"))
     general = generalised(kept, datetime.now(UTC).date())
     lines = [f"{key}: {text}" for key, text in kept.items()]
-    lines.append("A prompt sees: " + (", ".join(f"{k} {v}" for k, v in general.items()) or "nothing") + ".")
+    shown = ", ".join(f"{k} {v}" for k, v in general.items())
+    lines.append(spoken("A prompt sees: {shown}.", shown=shown) if shown else spoken("A prompt sees nothing of it."))
     say({"attributes": kept, "general": general}, "\n".join(lines), as_json)

@@ -18,12 +18,14 @@ import logging
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from client import background
 from client.agent_home import SETTINGS, AgentHome
 from client.assistant import model_of
 from client.encoder import Encoder
@@ -37,6 +39,8 @@ from privacy.errors import ConfideError, ConfigError
 
 __all__ = ["NONE", "OWN", "STOCK", "Resident", "own_history"]
 PERSON_SOCKET = "person.sock"
+LOOK_S, QUIET_S, MOST_STARTS = 60.0, 300.0, 8  # between two looks; without a question; of one run of the agent
+logger = logging.getLogger(__name__)
 
 
 class Resident:
@@ -52,7 +56,7 @@ class Resident:
         if directory is not None and directory.get(home.settings.device) not in (None, home.device_key.public_key()):
             raise ConfigError(f"{home.settings.device} is in the directory under another key than this device's")
         self.home, self.ended = home, ended or threading.Event()
-        self.lock, self.model = threading.RLock(), loaded(home)
+        self.lock, self.model, self._last_s = threading.RLock(), loaded(home), time.monotonic()
         self.forgotten: list[Callable[[], None]] = []  # who else holds text in memory
         self.member = Membership(home, self.model, self.lock) if home.joined else None
         self.person = PersonSide(home.vault, self.model, self.lock, encoder) if home.vault is not None else None
@@ -60,6 +64,7 @@ class Resident:
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to one request of the person; what cannot be done is told in one line."""
+        self._last_s = time.monotonic()
         try:
             return self._handle(request)
         except ConfideError as error:
@@ -88,6 +93,10 @@ class Resident:
         """Return what this device gave and what it cost, by its own ledger; of one alone, that it is alone."""
         return self.member.status() if self.member is not None else {"federation": None}
 
+    def idle_s(self) -> float:
+        """Return for how long the person has asked nothing."""
+        return time.monotonic() - self._last_s
+
     def close(self) -> None:
         """Stop listening and close the ledger. Training that runs ends with the process; its charge stays."""
         if self.member is not None:
@@ -103,6 +112,25 @@ def loaded(home: AgentHome) -> LanguageModel:
     return model_of(home.vault)
 
 
+def go_on_when_idle(
+    vault: Vault, ended: threading.Event, idle_s: Callable[[], float], every_s: float = LOOK_S, quiet_s: float = QUIET_S
+) -> None:
+    """Go on with a training that paused, as its person's limits allow, while they ask nothing; until `ended`.
+
+    The training is a process of its own with its own limits (`client.background`). One that dies again and again is
+    not started more than `MOST_STARTS` times.
+    """
+    starts = 0
+    while starts < MOST_STARTS and not ended.wait(every_s):
+        if idle_s() < quiet_s:
+            continue
+        try:
+            starts += background.go_on(vault) is not None
+        except Exception as error:  # noqa: BLE001 - an error's text may hold a person's; its kind is all that is kept
+            logger.warning("a training could not go on: %s", type(error).__name__)
+            return
+
+
 @contextmanager
 def until_told() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or Ctrl-C sets."""
@@ -116,6 +144,9 @@ def run(home: AgentHome, encoder: Encoder | None = None) -> None:
     """Serve until SIGTERM, Ctrl-C, or the person says that it is over; call with the folder's lock held."""
     with until_told() as told:
         resident = Resident(home, encoder, told)
+        if home.vault is not None:
+            work = (home.vault, told, resident.idle_s)
+            threading.Thread(target=go_on_when_idle, args=work, daemon=True).start()
         _say({"relay": "relay.sock", "person": PERSON_SOCKET} if home.joined else {"person": PERSON_SOCKET})
         told.wait()
         resident.close()

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from client.scrub_strength import STANDARD, require_strength
 from privacy.errors import ConfigError, DataError
 
 FILE_HELP = "A UTF-8 text file, or - for standard input."
@@ -21,6 +22,7 @@ EVALUATE_HELP = 'JSON lines {"text", "spans": [{"start", "end", "label"}]}: scor
 def scrub(
     file: Annotated[str | None, typer.Argument(help=FILE_HELP, metavar="FILE|-", show_default=False)] = None,
     evaluate: Annotated[Path | None, typer.Option(help=EVALUATE_HELP, metavar="LABELLED.jsonl")] = None,
+    strength: Annotated[str, typer.Option(help="identifiers, standard or strict, as on a device's dial.")] = STANDARD,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Print the text with placeholders, or precision and recall by entity.
@@ -29,10 +31,11 @@ def scrub(
     """
     if (file is None) == (evaluate is None):
         raise ConfigError("give a FILE (or - for standard input), or --evaluate LABELLED.jsonl, not both")
+    require_strength(strength)
     if evaluate is not None:
-        _print_scores(_scores(evaluate), as_json)
+        _print_scores(_scores(evaluate, strength), as_json)
     elif file is not None:
-        _print_scrubbed(_text(file), as_json)
+        _print_scrubbed(_text(file), strength, as_json)
 
 
 def _text(file: str) -> str:
@@ -45,22 +48,22 @@ def _text(file: str) -> str:
         raise DataError(f"{file}: not valid UTF-8 at byte {error.start}") from None
 
 
-def _print_scrubbed(text: str, as_json: bool) -> None:
+def _print_scrubbed(text: str, strength: str, as_json: bool) -> None:
     from client.documents import Document, Span
     from client.scrub import Scrubber, find
 
-    scrubber = Scrubber()
+    scrubber = Scrubber(strength=strength)
     document = scrubber.scrub_document(Document("text", (Span(text, own=True),), "history", 0))
     if not as_json:
         typer.echo(document.text, nl=not document.text.endswith("\n"))
         found = ", ".join(f"{entity} {count}" for entity, count in sorted(scrubber.report.replaced.items()))
         Console(stderr=True, soft_wrap=True).print(f"removed: {found or 'nothing'}", markup=False, highlight=False)
         return
-    findings = [{"start": f.start, "end": f.end, "entity": f.entity} for f in find([text])[0]]
+    findings = [{"start": f.start, "end": f.end, "entity": f.entity} for f in find([text], strength=strength)[0]]
     typer.echo(json.dumps({"text": document.text, "findings": findings, "report": scrubber.report.to_json()}))
 
 
-def _scores(path: Path) -> dict[str, Any]:
+def _scores(path: Path, strength: str) -> dict[str, Any]:
     from client.scrub import find
     from client.scrub_score import read_labelled, scores, tally
 
@@ -68,7 +71,7 @@ def _scores(path: Path) -> dict[str, Any]:
     if not examples:
         raise DataError(f"{path.name}: holds no labelled texts")
     with Console(stderr=True).status(f"scrubbing {len(examples)} texts", spinner="dots"):
-        return scores(tally(examples, find([example.text for example in examples])))
+        return scores(tally(examples, find([example.text for example in examples], strength=strength)))
 
 
 def _print_scores(result: dict[str, Any], as_json: bool) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +22,20 @@ import torch
 from client.adopt import put_serving, serving
 from client.assistant import CONTEXT_TOKENS, MODEL_SETTING, PASSAGES, Assistant
 from client.base_model import DEFAULT_MODEL
-from client.decode import LIKELIEST, Sampling, drawn, pieces
+from client.decode import LIKELIEST, Sampling, Steering, drawn, pieces
 from client.encoder import Encoder
 from client.library import Passage
 from client.live_reply import LiveReply
 from client.model import GLOBAL, OWN, LanguageModel
-from client.own import own_tensors
 from client.personal import PROMPT, active
 from client.preferences import REPLY, SENTENCE, SEPARATOR, SUBJECT
 from client.prompt import CHAT, CONTEXTUAL, CONTINUE, PLAIN, context, templates
 from client.retrieve import METHODS, PersonalIndex
+from client.serving import Serving, in_place
+from client.steering import checked_strength
 from client.vault import Vault
 from client.wall import harmless_reply
-from privacy.errors import ConfigError
+from privacy.errors import ConfideError, ConfigError
 
 PERSONAL, BASE = "personal", "base"
 VOICES = (PERSONAL, BASE)
@@ -42,7 +44,7 @@ CANDIDATES, DRAWN, MOST_DRAWN = 3, 6, 40
 CONTINUE_TOKENS = 256
 QUOTED, LEAST_QUOTED = 3, 4  # passages that are read for a quotation, words that it has at least
 MOST_TOKENS, MOST_CHARACTERS = 2048, 20_000
-_DRAW = Sampling(temperature=0.8, top_p=0.9)
+DRAW = Sampling(temperature=0.8, top_p=0.9)
 _SENTENCE_END = re.compile(r"[.!?…]+[\"')\]]*(?=\s|$)")
 
 Turn = tuple[str, str]  # who speaks (system, user, assistant), and what
@@ -57,6 +59,7 @@ class Prompt:
     voice: str
     own: bool
     shown: tuple[Passage, ...]
+    steering: Steering | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Speaker:
         self._reading = threading.RLock()
         self._assistant = Assistant(vault, model, encoder)
         self._about = self._assistant.about(self._assistant.index)
-        self._placed: object = None
+        self._serving = Serving(vault, model)
 
     @property
     def encoder(self) -> Encoder | None:
@@ -113,11 +116,17 @@ class Speaker:
         return Prompt(ids, text, voice, voice == PERSONAL and self._has_own(), tuple(found))
 
     def prompt(
-        self, turns: Sequence[Turn], voice: str = PERSONAL, passages: int = PASSAGES, budget: int = CONTEXT_TOKENS
+        self,
+        turns: Sequence[Turn],
+        voice: str = PERSONAL,
+        passages: int = PASSAGES,
+        budget: int = CONTEXT_TOKENS,
+        steer: float | None = 0.0,
     ) -> Prompt:
         """Return the prompt of a conversation whose last turn is the person's; only `personal` is shown memories.
 
-        At most `passages` of them, in at most `budget` tokens: what is not read is not waited for.
+        At most `passages` of them, in at most `budget` tokens: what is not read is not waited for. `steer` is how much
+        they weigh, None for what was chosen on the person's own text; other than 0 it takes twice the time.
 
         Where all of it is too long the oldest turns go first, in pairs. Raises ConfigError for what is no conversation.
         """
@@ -128,7 +137,9 @@ class Speaker:
         question = turns[-1][1]
         _require_text("".join(text for _, text in turns))
         asked = "\n\n".join(text for who, text in turns if who == "system")
+        strength = checked_strength(self._assistant.steer() if steer is None else steer)
         system, found = asked or templates()[CHAT][PLAIN], []
+        plain = system
         if voice == PERSONAL:
             found = self.find(question, passages)
             memories = context(CONTEXTUAL, CHAT, found, self._about, budget, self._assistant.count)
@@ -138,7 +149,9 @@ class Speaker:
         while len(ids) > self._longest() and len(spoken) > 1:
             spoken = spoken[2:] or spoken[-1:]
             ids = self._chat_ids(system, spoken)
-        return Prompt(ids[-self._longest() :], question, voice, voice == PERSONAL and self._has_own(), tuple(found))
+        mixed = Steering(self._chat_ids(plain, spoken)[-self._longest() :], strength) if strength and found else None
+        own = voice == PERSONAL and self._has_own()
+        return Prompt(ids[-self._longest() :], question, voice, own, tuple(found), mixed)
 
     def spoken(
         self, prompt: Prompt, most: int = 256, sampling: Sampling = LIKELIEST, stopped: threading.Event | None = None
@@ -148,9 +161,8 @@ class Speaker:
         The model is this reply's alone until the iterator ends: run it to its end, or close it, in one thread.
         """
         live, count = LiveReply(prompt.question), 0
-        with self._lock:
-            self._speak_as(prompt)
-            for piece, count in pieces(self.model, prompt.ids, most, sampling):
+        with self._lock, self._speaking(prompt):
+            for piece, count in pieces(self.model, prompt.ids, most, sampling, prompt.steering):
                 if stopped is not None and stopped.is_set():
                     return
                 if ready := live.add(piece):
@@ -170,9 +182,8 @@ class Speaker:
         prompt = self.written(written + SEPARATOR[kind].rstrip(" "))
         rows: list[list[int]] = [[] for _ in range(DRAWN)]
         likelihoods = np.zeros((MOST_DRAWN, DRAWN))
-        with self._lock:
-            self._speak_as(prompt)
-            draw = Sampling(_DRAW.temperature, _DRAW.top_p, seed)
+        with self._lock, self._speaking(prompt):
+            draw = Sampling(DRAW.temperature, DRAW.top_p, seed)
             for step, (chosen, likelihood) in enumerate(drawn(self.model, prompt.ids, MOST_DRAWN, draw, DRAWN)):
                 likelihoods[step] = likelihood.numpy()
                 for row, token in zip(rows, chosen.tolist(), strict=True):
@@ -186,12 +197,19 @@ class Speaker:
                 made[shown] = max(made.get(shown, Candidate(shown, -np.inf)), Candidate(shown, mean), key=_likelihood)
         return sorted(made.values(), key=_likelihood, reverse=True)[:CANDIDATES], prompt
 
+    def warm(self) -> None:
+        """Make ready what serves now, so that no reply waits for it; what fails is for that reply to tell."""
+        own = active(self.vault)
+        with suppress(ConfideError), self._lock:
+            self._serving.layers(serving(self.vault), own[0] if own is not None and self._has_own() else 0)
+
     def forgot(self) -> None:
         """Drop from memory what the vault holds no more."""
         with self._reading:
             self._fresh()
             self._about = self._assistant.about(self._assistant.index)
         with self._lock:
+            self._serving.forget()
             self.model.drop_own()
 
     def _fresh(self) -> PersonalIndex:
@@ -207,26 +225,22 @@ class Speaker:
         now = active(self.vault)  # a soft prompt stands before the upper layers, which a reply does not cut off
         return self._assistant.chosen().own and now is not None and now[1] != PROMPT
 
-    def _speak_as(self, prompt: Prompt) -> None:
+    @contextmanager
+    def _speaking(self, prompt: Prompt) -> Iterator[None]:
         """Make the model the one that speaks: bare, or with what serves the person; never with a round's cores."""
         if prompt.voice == BASE:
-            self.model.activate()
+            with in_place(self.model, None):
+                yield
             return
-        wanted = (serving(self.vault), active(self.vault))
-        if self._placed != (wanted, self._numbers()):
-            put_serving(self.vault, self.model)
-            self._placed = (wanted, self._numbers())
+        own = active(self.vault)
+        layers = self._serving.layers(serving(self.vault), own[0] if prompt.own and own is not None else 0)
+        if layers is not None:
+            with in_place(self.model, layers):
+                yield
+            return
+        put_serving(self.vault, self.model)  # IA3 scales what a layer gives: no sum of matrices
         self.model.activate(*((GLOBAL, OWN) if prompt.own else (GLOBAL,)))
-
-    def _numbers(self) -> tuple[tuple[int, int], ...]:
-        """Return which tensors the adapters are and how often each was written to: equal means that nobody did since.
-
-        Training, another person's question and a round of a federation all write to the one model.
-        """
-        parameters: list[torch.Tensor] = list(own_tensors(self.model).values())
-        if self.model.layout is not None:
-            parameters += [core.weight for core in self.model.cores().values()]
-        return tuple((id(p), p._version) for p in parameters)
+        yield
 
     def _longest(self) -> int:
         """Return how many tokens of prompt leave room for a reply."""

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,17 @@ class StepPlan:
     noise_multiplier: float
     batch_tokens: int = 2048
     seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class Records:
+    """What Opacus' steps take for one record: `gradients` leaves each record's in `grad_sample`, `tokens` is its size.
+
+    The gradient of a record must depend on that record alone, and `grad_sample` hold one row for each, in order.
+    """
+
+    gradients: Callable[[GradSampleModule, Sequence[Any]], None]
+    tokens: Callable[[Any], int]
 
 
 class NormalisedStep(torch.optim.Optimizer):
@@ -139,13 +151,16 @@ def _flat(model: LanguageModel) -> NDArray[np.float64]:
 def private_steps(
     loss: DocumentLoss,
     optimizer: torch.optim.Optimizer,
-    documents: Sequence[Cached],
+    documents: Sequence[Any],
     plan: StepPlan,
     generator: torch.Generator,
     after_step: AfterStep = lambda _done, _engine: None,
     history: Sequence[tuple[float, float, int]] = (),
+    records: Records | None = None,
 ) -> PrivacyEngine:
     """Take the plan's Opacus steps over Poisson batches of documents and return the engine with its accountant.
+
+    With `records` what is drawn and clipped is another kind of record than a document that is cached.
 
     `history` holds the steps that a training which was cut off took already, as (noise multiplier, sampling rate,
     steps): they count as steps of the plan and in the accountant. `after_step` is called after each.
@@ -178,11 +193,12 @@ def private_steps(
         engine.accountant.history = [tuple(each) for each in history]
         done = sum(steps for _, _, steps in history)
         until = time.monotonic() + plan.seconds
+        records = records or Records(per_document_gradients, lambda document: len(document.encoded.ids))
         try:
             for number, batch in enumerate(_repeat(sampler, plan.steps - done), done + 1):
                 if number > done + 1 and time.monotonic() > until:
                     break
-                _logical_step(wrapped, dp, [documents[i] for i in batch], plan.batch_tokens)
+                _logical_step(wrapped, dp, [documents[i] for i in batch], plan.batch_tokens, records)
                 after_step(number, engine)
         finally:
             unwrap(wrapped, parameters)
@@ -197,16 +213,18 @@ def _on_device(generator: torch.Generator, device: torch.device) -> torch.Genera
     return torch.Generator(device).manual_seed(seed)
 
 
-def _logical_step(wrapped: GradSampleModule, dp: DPOptimizer, documents: list[Cached], batch_tokens: int) -> None:
+def _logical_step(
+    wrapped: GradSampleModule, dp: DPOptimizer, documents: list[Any], batch_tokens: int, records: Records
+) -> None:
     dp.zero_grad(set_to_none=True)
     if not documents:
         for p in dp.params:
             p.grad_sample = torch.zeros((0, *p.shape), device=p.device)
         dp.step()
         return
-    chunks = batches_by_length([len(d.encoded.ids) for d in documents], batch_tokens)
+    chunks = batches_by_length([records.tokens(d) for d in documents], batch_tokens)
     for i, chunk in enumerate(chunks):
-        per_document_gradients(wrapped, [documents[j] for j in chunk])
+        records.gradients(wrapped, [documents[j] for j in chunk])
         if any(getattr(p, "grad_sample", None) is None for p in dp.params):
             raise ModelError("a trained parameter got no per-document gradient: the adapter would learn nothing")
         dp.signal_skip_step(do_skip=i + 1 < len(chunks))

@@ -105,6 +105,7 @@ def adopt(
 def export(
     folder: Annotated[Path, typer.Argument(help="Where the adapter goes: a new PEFT folder.")],
     record_epsilon: Epsilon = None,
+    adapter: Annotated[int, typer.Option(help="The number of the adapter; 0: the one that serves.", min=0)] = 0,
     model: Model = "",
     as_json: AsJson = False,
 ) -> None:
@@ -117,9 +118,12 @@ def export(
     from client.limits import kept_limits
     from client.personal import LORA, SERVING, active, serve, train
     from client.releases import LATEST, kept, put_under
+    from privacy.errors import ConfigError
 
     with open_vault() as vault:
-        name, number = model or vault.setting(MODEL_SETTING, DEFAULT_MODEL), None
+        name, number = model or vault.setting(MODEL_SETTING, DEFAULT_MODEL), adapter or None
+        if record_epsilon is not None and adapter:
+            raise ConfigError("say which adapter leaves, or train one with --record-epsilon: not both")
         if record_epsilon is not None and not folder.exists():
             with training_alone(vault.folder), _bars() as bars:
                 task = bars.add_task("training", total=None)
@@ -134,8 +138,8 @@ def export(
                     serve(vault, now[0], under)
         made = export_from(vault, folder, name, number)
     text = (
-        f"{folder}: epsilon {made.epsilon:.2f} (delta {made.delta:g}) for each document. With all exports so far "
-        f"somebody who has them all learns of a document at most epsilon {made.total_epsilon:.2f}."
+        f"{folder}: epsilon {made.epsilon:.2f} (delta {made.delta:g}) for each {made.unit}. With all exports so far "
+        f"somebody who has them all learns of a {made.unit} at most epsilon {made.total_epsilon:.2f}."
     )
     say(made.to_json(), text, as_json)
 

@@ -4,6 +4,7 @@
     document     one text, whose words are whose, and which slice it is in
     item, interaction                          things, and what the person thought of them, when
     attribute, preference, chat                who the person is, what they preferred, what was said with the model
+    thumb                                      replies that they found good or bad
     vector, profile                            embeddings and summaries: derived, dropped with their documents
     pseudonym    which placeholder stands for which name
     adapter      own adapters and the release each was trained on
@@ -95,6 +96,21 @@ CREATE TRIGGER preference_forgotten AFTER DELETE ON document BEGIN DELETE FROM p
     (SELECT preference FROM preference_document WHERE document = old.id); END;
 """
 
+# A reply that was found good or bad, alone; it goes with the first document that stood in its prompt and is forgotten.
+THUMBS: Final = """
+CREATE TABLE thumb (
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL, kind TEXT NOT NULL,
+    up INTEGER NOT NULL, UNIQUE (prompt, kind, text)
+);
+CREATE TABLE thumb_document (
+    thumb INTEGER NOT NULL REFERENCES thumb ON DELETE CASCADE, document INTEGER NOT NULL,
+    PRIMARY KEY (thumb, document)
+) WITHOUT ROWID;
+CREATE INDEX thumb_by_document ON thumb_document (document);
+CREATE TRIGGER thumb_forgotten AFTER DELETE ON document BEGIN DELETE FROM thumb WHERE id IN
+    (SELECT thumb FROM thumb_document WHERE document = old.id); END;
+"""
+
 # Step i brings a vault from version i to i + 1; never changed once published, only added to.
-MIGRATIONS: Final = (FIRST, PREFERENCES)
+MIGRATIONS: Final = (FIRST, PREFERENCES, THUMBS)
 VERSION: Final = len(MIGRATIONS)

@@ -1,5 +1,7 @@
 """The OpenAI-compatible API: `/v1/models`, `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`.
 
+Beside it `/v1/feedback`, ours: {"id" of a reply, "thumb": "up" or "down"}, or {"id", "edited": what it should be}.
+
 Two models: `personal` (the person's text, and the own adapter where it was chosen) and `base` (neither). What of the
 person's text stood in the prompt is said beside every reply of `personal`, in a field of our own that clients pass on:
 
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -27,10 +28,13 @@ from starlette.routing import Route
 
 from client.decode import Sampling
 from client.face.asked import field, json_of, whole
+from client.face.feedback import Replies, new_name
 from client.face.guard import fault, may
-from client.face.tokens import CHAT, EMBEDDINGS, MEMORIES
+from client.face.tokens import CHAT, EMBEDDINGS, LEARN, MEMORIES
 from client.face.turns import turns_of
 from client.face.work import Work, answering
+from client.preferences import CHAT as TURN
+from client.preferences import SENTENCE
 from client.speaker import BASE, MOST_CHARACTERS, MOST_TOKENS, PERSONAL, VOICES, Prompt, Speaker, source
 from privacy.errors import ConfideError, ConfigError
 
@@ -44,8 +48,8 @@ _STARTED = int(time.time())
 class OpenAI:
     """The routes of the API over one speaker."""
 
-    def __init__(self, speaker: Speaker, work: Work) -> None:
-        self._speaker, self._work = speaker, work
+    def __init__(self, speaker: Speaker, work: Work, replies: Replies) -> None:
+        self._speaker, self._work, self._replies = speaker, work, replies
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -55,6 +59,7 @@ class OpenAI:
             Route("/v1/chat/completions", answering(CHAT, self.chat), methods=["POST"]),
             Route("/v1/completions", answering(CHAT, self.completion), methods=["POST"]),
             Route("/v1/embeddings", answering(EMBEDDINGS, self.embeddings), methods=["POST"]),
+            Route("/v1/feedback", answering(LEARN, self.feedback), methods=["POST"]),
         ]
 
     async def models(self, request: Request) -> dict[str, Any]:
@@ -111,6 +116,11 @@ class OpenAI:
             "object": "list", "data": data, "model": EMBEDDER, "usage": {"prompt_tokens": words, "total_tokens": words},
         }  # fmt: skip
 
+    async def feedback(self, request: Request) -> dict[str, Any]:
+        """Keep in the vault what is said of a reply."""
+        asked = await json_of(request)
+        return await self._work.vault(partial(self._replies.judge, asked))
+
     def _allowed(self, request: Request) -> list[str]:
         names = []
         if may(request, CHAT):
@@ -139,21 +149,25 @@ class OpenAI:
             return until(self._speaker.spoken(prompt, most, sampling, stopped), ends)
 
         if stream:
-            return StreamingResponse(self._events(frame, make, most, options), media_type="text/event-stream")
+            return StreamingResponse(self._events(frame, prompt, make, most, options), media_type="text/event-stream")
         text, count = "", 0
         async for piece, made in self._work.stream(make):
             text, count = text + piece, made
+        self._replies.put(frame.name, prompt, text, frame.of)
         return frame.whole(text.strip() if chat else text, count, most)
 
-    async def _events(self, frame: _Frame, make: Any, most: int, options: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def _events(
+        self, frame: _Frame, prompt: Prompt, make: Any, most: int, options: dict[str, Any]
+    ) -> AsyncIterator[bytes]:
         """Yield a reply as server-sent events; an error after the first is an event as well, then the end."""
-        count, first = 0, True
+        count, first, text = 0, True, ""
         try:
             yield _event(frame.opening())
             async for piece, made in self._work.stream(make):
-                count = made
+                count, text = made, text + piece
                 yield _event(frame.part(piece.lstrip() if first and frame.chat else piece))
                 first = first and not piece.strip()
+            self._replies.put(frame.name, prompt, text, frame.of)
             yield _event(frame.closing(count, most))
             if options.get("include_usage"):
                 yield _event(frame.usage(count))
@@ -167,13 +181,14 @@ class _Frame:
     """The objects around a reply: one for all of it, or a chunk for each piece."""
 
     def __init__(self, chat: bool, prompt: Prompt, label: str) -> None:
-        self.chat = chat
+        self.chat, self.of = chat, TURN if chat else SENTENCE
+        self.name = f"{'chatcmpl' if chat else 'cmpl'}-{new_name()}"
         self._prompt_tokens = len(prompt.ids)
         memories = [{k: v for k, v in source(p).items() if k != "text"} for p in prompt.shown]
         facts = {"voice": prompt.voice, "model": label, "own_adapter": prompt.own, "memories": memories}
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}", "object": kind,
+            "id": self.name, "object": kind,
             "created": int(time.time()), "model": prompt.voice, "confide": facts,
         }  # fmt: skip
 

@@ -19,6 +19,7 @@ from client.budget import FOLDER, epsilon_of, given, policy_of, releases_hold
 from client.consent import consent
 from client.device_cli import vault_facts
 from client.dial import DELTA, turn, turns, where
+from client.export import exports
 from client.face.asked import field, json_of, whole
 from client.face.tokens import PAGE, drop_token, new_token, token_names
 from client.face.work import Work, answering
@@ -29,7 +30,7 @@ from client.importers import PURPOSES
 from client.journal import changes
 from client.library import Kept
 from client.owner_cli import dial_facts
-from client.preferences import drop_preferences, prefer
+from client.preferences import drop_preferences, prefer, preferences, thumbs
 from client.scrub_strength import set_strength, strength_of
 from client.speaker import BASE, PERSONAL, VOICES, Speaker
 from client.vault import Vault
@@ -79,7 +80,8 @@ class Owner:
         return vault_facts(self._vault) | {
             "purposes": list(PURPOSES),
             "vectors": count("SELECT count(*) FROM vector"),
-            "preferences": count("SELECT count(*) FROM preference"),
+            "preferences": len(preferences(self._vault)),
+            "thumbs": thumbs(self._vault),
             "chats": count("SELECT count(*) FROM chat"),
             "attributes": dict(self._vault.select("SELECT name, value FROM attribute ORDER BY name")),
             "pseudonyms": dict(kinds),
@@ -124,7 +126,8 @@ class Owner:
         unprotected = sum(each.unprotected for each in spent)
         total = None if unprotected else epsilon_of(sum((each.rho for each in spent), Fraction(0)))
         return facts | {
-            "ever": answers, "epsilon_ever": total, "unprotected": unprotected, "delta": DELTA,
+            "exports": exports(self._vault), "ever": answers,
+            "epsilon_ever": total, "unprotected": unprotected, "delta": DELTA,
             "words": releases_hold(spent), "turns": changes(self._vault),
         }  # fmt: skip
 

@@ -15,13 +15,15 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from client.decode import LIKELIEST, Sampling
 from client.face.asked import field, json_of, whole
+from client.face.feedback import Replies, new_name
 from client.face.languages import preferred, translation, words
 from client.face.tokens import PAGE
 from client.face.turns import turns_of
 from client.face.work import Work, answering
-from client.preferences import SENTENCE
-from client.speaker import MOST_TOKENS, PERSONAL, Prompt, Speaker, source
+from client.preferences import CHAT, SENTENCE
+from client.speaker import DRAW, MOST_TOKENS, PERSONAL, Prompt, Speaker, source
 from privacy.errors import ConfideError
 
 HERE = Path(__file__).parent
@@ -42,8 +44,8 @@ LINES = "application/x-ndjson"
 class Page:
     """The routes of the page over one speaker."""
 
-    def __init__(self, speaker: Speaker, work: Work) -> None:
-        self._speaker, self._work = speaker, work
+    def __init__(self, speaker: Speaker, work: Work, replies: Replies) -> None:
+        self._speaker, self._work, self._replies = speaker, work, replies
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined
         )
@@ -62,6 +64,7 @@ class Page:
             post("answer", self.answer),
             post("continue", self.continued),
             post("chat", self.chat),
+            post("judged", self.judged),
         ]
 
     async def shell(self, request: Request) -> Response:
@@ -103,30 +106,37 @@ class Page:
         }
 
     async def chat(self, request: Request) -> Response:
-        """Stream the next reply of a conversation, by the voice that is asked for."""
+        """Stream the next reply of a conversation, by the voice that is asked for; with `another` one that is drawn."""
         asked = await json_of(request)
         turns = turns_of(field(asked, "turns", list))
         voice, most = field(asked, "voice", str, PERSONAL), whole(asked, "most_tokens", 256, 1, MOST_TOKENS)
-        prompt = await self._work.vault(partial(self._speaker.prompt, turns, voice))
-        return self._streamed(prompt, most)
+        steer = None if asked.get("steer") is None else field(asked, "steer", float)
+        prompt = await self._work.vault(partial(self._speaker.prompt, turns, voice, steer=steer))
+        return self._streamed(prompt, most, DRAW if field(asked, "another", bool, False) else LIKELIEST)
 
-    def _streamed(self, prompt: Prompt, most: int) -> Response:
+    async def judged(self, request: Request) -> dict[str, Any]:
+        """Keep in the vault what the person says of a reply."""
+        asked = await json_of(request)
+        return await self._work.vault(partial(self._replies.judge, asked))
+
+    def _streamed(self, prompt: Prompt, most: int, sampling: Sampling = LIKELIEST) -> Response:
         """Return a reply line by line: first who speaks and what was shown, then pieces, then the end or an error."""
 
         def make(stopped: threading.Event) -> Iterator[tuple[str, int]]:
-            return self._speaker.spoken(prompt, most, stopped=stopped)
+            return self._speaker.spoken(prompt, most, sampling, stopped)
 
         async def lines() -> AsyncIterator[bytes]:
             yield _line(self._speaks(prompt))
-            count = 0
+            count, text, name = 0, "", new_name()
             try:
                 async for piece, made in self._work.stream(make):
-                    count = made
+                    count, text = made, text + piece
                     yield _line({"piece": piece})
             except (ConfideError, RuntimeError) as error:
                 yield _line({"error": str(error) if isinstance(error, ConfideError) else "the reply failed"})
                 return
-            yield _line({"tokens": count})
+            self._replies.put(name, prompt, text, CHAT)
+            yield _line({"tokens": count, "id": name})
 
         return StreamingResponse(lines(), media_type=LINES)
 
@@ -135,6 +145,7 @@ class Page:
             "voice": prompt.voice,
             "model": self._speaker.label,
             "own_adapter": prompt.own,
+            "steer": prompt.steering.strength if prompt.steering is not None else 0.0,
             "memories": [source(passage) for passage in prompt.shown],
         }
 

@@ -13,13 +13,14 @@ from starlette.applications import Starlette
 
 from client.agent_home import AgentHome
 from client.encoder import MINILM, Encoder, open_encoder
+from client.face.feedback import Replies
 from client.face.guard import Guard
 from client.face.openai_api import OpenAI
 from client.face.owner import Owner
 from client.face.page import Page
 from client.face.tokens import Tokens
 from client.face.work import Work
-from client.resident import Resident
+from client.resident import Resident, go_on_when_idle
 from client.speaker import Speaker
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
@@ -32,8 +33,10 @@ LOOK_S = 15.0  # between two looks at whether anybody asks
 
 def face_app(speaker: Speaker, resident: Resident, tokens: Tokens, work: Work, port: int) -> Guard:
     """Return the application behind its guard."""
-    page = Page(speaker, work)
-    api, vault = OpenAI(speaker, work), speaker.vault
+    replies = Replies(speaker.vault)
+    resident.forgotten.append(replies.forget)
+    page = Page(speaker, work, replies)
+    api, vault = OpenAI(speaker, work, replies), speaker.vault
     owner = Owner(vault, speaker, work, lambda: resident.handle({"do": "forgot"}))
     return Guard(Starlette(routes=[*page.routes(), *owner.routes(), *api.routes()]), tokens, port)
 
@@ -89,6 +92,9 @@ def serve(
                 server.should_exit = True
 
             threading.Thread(target=end_with_the_agent, daemon=True).start()
+            threading.Thread(target=speaker.warm, daemon=True).start()
+            unasked = (home.vault, ended, lambda: min(app.idle_s(), resident.idle_s()))
+            threading.Thread(target=go_on_when_idle, args=unasked, daemon=True).start()
             facts = {"url": f"http://{LOOPBACK}:{here}/", "token": tokens.page}
             write_atomic(home.folder / RUNNING, json.dumps(facts).encode(), mode=0o600)
             say(facts)

@@ -1,7 +1,8 @@
 """Tokens of programs that may speak with the model, each with what it may do; the vault keeps their hashes alone.
 
 chat         replies of the base model          memories     also replies made with the person's text and own adapter
-embeddings   vectors of texts that are given    page         all that the page does; made at each start, kept nowhere
+embeddings   vectors of texts that are given    learn        keeps what is said of replies in the vault, to learn from
+page         all that the page does; made at each start, kept nowhere
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 from client.vault import Vault
 from privacy.errors import ConfigError
 
-CHAT, MEMORIES, EMBEDDINGS, PAGE = "chat", "memories", "embeddings", "page"
-GIVEN = (CHAT, MEMORIES, EMBEDDINGS)
+CHAT, MEMORIES, EMBEDDINGS, LEARN, PAGE = "chat", "memories", "embeddings", "learn", "page"
+GIVEN = (CHAT, MEMORIES, EMBEDDINGS, LEARN)
 SETTING = "face.tokens"
 _NAME = re.compile(r"[\w .-]{1,40}")
 _BYTES = 32
@@ -53,8 +54,8 @@ def new_token(vault: Vault, name: str, scopes: Iterable[str]) -> str:
         raise ConfigError("a token's name is 1 to 40 letters, digits, spaces, dots, dashes")
     if not wanted or not set(wanted) <= set(GIVEN):
         raise ConfigError(f"a token is for one or more of {', '.join(GIVEN)}")
-    if MEMORIES in wanted and CHAT not in wanted:
-        raise ConfigError("memories are for replies: give chat as well")
+    if {MEMORIES, LEARN} & set(wanted) and CHAT not in wanted:
+        raise ConfigError("memories and learn are for replies: give chat as well")
     token = secrets.token_urlsafe(_BYTES)
     kept = _kept(vault) | {name: {"sha256": _digest(token), "scopes": wanted}}
     vault.set_setting(SETTING, json.dumps(kept))

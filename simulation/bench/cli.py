@@ -95,3 +95,35 @@ def train(
             f"{row['work']}: {row['ours']:.0f} against {row['peer']:.0f} {row['unit']}: {row['ratio']:.1f} x{limit}"
         )
     typer.echo(f"peer: {rows[0]['peer_name']}; {rows[0]['same']}")
+
+
+@bench.command()
+def face(
+    model: Annotated[str, typer.Option(help="Name, folder or hub id of the base model.")] = "smollm2-135m",
+    notes: Annotated[int, typer.Option(help="Invented notes in the vault.", min=8)] = 2000,
+    tries: Annotated[int, typer.Option(help="Tries of each figure; the median counts.", min=1)] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """The device's page and model by the clock: first word, page, adapters' cost, switching, many at once, idle."""
+    import tempfile
+
+    from client.base_model import base_model_path
+    from client.model import LanguageModel
+    from simulation.bench.face import FaceSizes, model_rows, served_rows
+    from simulation.progress import Progress
+
+    sizes, progress = FaceSizes(notes=notes, tries=tries), Progress(quiet=as_json)
+    progress.note(f"generation and switching, {tries} tries")
+    rows = model_rows(LanguageModel.load(base_model_path(model)), sizes)
+    progress.note(f"the program over {notes} notes: import, index, questions, page; then it waits to end by itself")
+    with tempfile.TemporaryDirectory() as folder:
+        rows += served_rows(Path(folder), model, sizes)
+    if as_json:
+        typer.echo(json.dumps({"rows": rows}))
+        return
+    for row in rows:
+        met = "met" if row["holds"] else "missed"
+        typer.echo(
+            f"{row['work']}: {row['value']:.3f} {row['unit']}, aim {row['aim']:g}: {met}"
+            f"   worst {row['worst']:.3f}\n    {row['how']}"
+        )

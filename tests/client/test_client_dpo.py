@@ -18,7 +18,7 @@ from client.model import GLOBAL, OWN, Encoded, LanguageModel
 from client.own import own_tensors, reset_own
 from client.personal import active
 from client.preference import _continuation
-from client.preferences import drop_preferences, prefer, preferences
+from client.preferences import choices_of_documents, drop_preferences, prefer, preferences, thumb, thumbs
 from client.preferring import LEAST_HELD_BACK, _held_back, learn
 from client.speaker import BASE, PERSONAL
 from client.sycophancy import shift
@@ -184,6 +184,26 @@ def test_a_preference_goes_with_the_first_document_that_its_prompt_held(vault: V
     forget(vault, Wanted(documents=(2,)))
     assert [pair.prompt for pair in preferences(vault)] == ["Unrelated?"]
     assert b"Nowhere" not in (vault.folder / "vault.db").read_bytes()
+
+
+def test_thumbs_are_pairs_where_both_kinds_stand_behind_one_prompt(vault: Vault) -> None:
+    thumb(vault, "When?", "Now.", True, [1])
+    thumb(vault, "When?", "Never.", False, [2])
+    thumb(vault, "When?", "Perhaps.", False)
+    thumb(vault, "Where?", "There.", True)
+    thumb(vault, "When?", "Never mind.", False, kind="reply")
+    pairs = {(p.prompt, p.chosen, p.rejected) for p in preferences(vault)}
+    assert pairs == {("When?", "Now.", "Never."), ("When?", "Now.", "Perhaps.")}
+    prefer(vault, "When?", "Now.", ["Never."])
+    assert len(preferences(vault)) == 2, "the same pair from two places counts once"
+    thumb(vault, "When?", "Now.", False)
+    assert [p.rejected for p in preferences(vault)] == ["Never."] and thumbs(vault) == {"good": 1, "bad": 4}
+    assert choices_of_documents(vault) == {2: 1}
+    forget(vault, Wanted(documents=(2,)))
+    assert thumbs(vault) == {"good": 1, "bad": 3} and b"Never." not in (vault.folder / "vault.db").read_bytes()
+    assert drop_preferences(vault) == 5 and thumbs(vault) == {"good": 0, "bad": 0}
+    with pytest.raises(ConfigError):
+        thumb(vault, "When?", " ", True)
 
 
 def test_the_shift_is_of_one_sign_for_a_model_that_repeats_what_it_was_told(new_model: object) -> None:

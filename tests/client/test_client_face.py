@@ -7,16 +7,18 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from client.adopt import put_serving
-from client.decode import Sampling, drawn, pieces
+from client.decode import Sampling, Steering, drawn, pieces
 from client.encoder import HashedEncoder
 from client.face.guard import MAX_BODY_BYTES
 from client.face.tokens import new_token
@@ -25,8 +27,9 @@ from client.listener import ask
 from client.live_reply import LiveReply
 from client.model import LanguageModel
 from client.own import own_tensors, reset_own
+from client.serving import Layers, fold
 from client.speaker import Speaker
-from client.vault import Vault
+from client.steering import PLAUSIBLE, steered
 from client.wall import harmless_reply
 from tests.face_served import Face, served
 
@@ -208,6 +211,42 @@ def test_the_likelihood_is_the_models_own(new_model: object) -> None:
         assert torch.allclose(torch.stack([each[row] for _, each in steps]), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("strength", [-1.0, -0.5, 1.0])
+def test_steered_tokens_are_those_of_the_mixture(new_model: object, strength: float) -> None:
+    assert callable(new_model)
+    model: LanguageModel = new_model()
+    ids, plain = chat_ids(model, "The ferry goes at ten.", "When?"), chat_ids(model, "Answer.", "When?")
+    steps = list(drawn(model, ids, 4, Sampling(1.0, 1.0, 3), steering=Steering(plain, strength)))
+    tokens = torch.tensor([int(chosen[0]) for chosen, _ in steps])
+
+    def plainly(prompt: torch.Tensor) -> torch.Tensor:
+        logits = model.net(input_ids=torch.cat([prompt, tokens])[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+        return torch.as_tensor(logits.float().log_softmax(-1))
+
+    both = plainly(ids)
+    mixed = steered(both, plainly(plain), strength)
+    if strength > 0:
+        mixed = mixed.masked_fill(both < both.max(-1, keepdim=True).values + np.log(PLAUSIBLE), -torch.inf)
+        mixed = mixed.log_softmax(-1)
+    wanted = mixed.gather(1, tokens[:, None])[:, 0]
+    assert torch.allclose(torch.stack([each[0] for _, each in steps]), wanted, atol=1e-3)
+
+
+def test_the_page_weighs_memories_as_it_is_told(face: Face) -> None:
+    asked = {"turns": [{"role": "user", "content": "When does the ferry leave?"}], "most_tokens": 2}
+    first = face.post("/page/chat", {**asked, "steer": 1.5})
+    assert first[0]["steer"] == 1.5 and first[0]["memories"] and first[-1]["tokens"] <= 2
+    assert face.post("/page/chat", asked)[0]["steer"] == 0.0, "nothing was measured on this vault"
+    assert face.request("POST", "/page/chat", {**asked, "steer": 9})[0] == 400
+
+
+def test_an_export_is_shown_among_what_left(face: Face) -> None:
+    assert face.get("/page/left")["exports"] == []
+    left = {"sha256": "0", "epsilon": 4.0, "delta": 1e-5, "unit": "choice", "time": 1.0}
+    face.vault.set_setting("exports", json.dumps([left]))
+    assert face.get("/page/left")["exports"] == [left]
+
+
 LIVE = re.compile(r"https?://|(?<!\w)www\.|!\[[^\]]*\]\(|<img|<a ", re.IGNORECASE)
 FRAGMENTS = st.sampled_from(
     [
@@ -267,10 +306,10 @@ def test_no_text_of_a_person_reaches_a_log_or_an_error(
     assert "walnut" not in caplog.text + said and "ValueError" in caplog.text
 
 
-def test_an_adapter_is_put_in_again_only_where_somebody_wrote_to_the_model(
+def test_an_adapter_is_read_once_whatever_else_happens_to_the_model(
     face: Face, new_model: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Replies follow the vault's adapter and whatever else happens to the model, without reading it each time."""
+    """Replies follow the vault's adapter, untouched by training and rounds, without reading it each time."""
     assert callable(new_model)
     model: LanguageModel = new_model()
     model.add_own(4, ("q_proj",))
@@ -286,30 +325,45 @@ def test_an_adapter_is_put_in_again_only_where_somebody_wrote_to_the_model(
                 "INSERT INTO adapter (kind, release, made, active, facts, tensors) VALUES ('lora', ?, 0, ?, ?, ?)",
                 (f"base {model.name}", active, facts, blob),
             )
-    wanted = {name: tensor.detach().clone() for name, tensor in own_tensors(model).items()}
-    puts: list[int] = []
+    folded: list[object] = []
 
-    def counted(vault: Vault, into: LanguageModel) -> None:
-        puts.append(1)
-        put_serving(vault, into)
+    def counted(into: LanguageModel, parts: Any) -> Layers:
+        folded.append(fold(into, parts))
+        return folded[-1]  # type: ignore[return-value]
 
-    monkeypatch.setattr("client.speaker.put_serving", counted)
+    monkeypatch.setattr("client.serving.fold", counted)
     other: LanguageModel = new_model()
     speaker = Speaker(face.vault, other, threading.RLock(), HashedEncoder(64))
-    prompt = speaker.prompt([("user", "ferry")])
+    prompt = replace(speaker.prompt([("user", "ferry")]), own=True)
+    spoke: list[torch.Tensor] = []
 
-    def speaks() -> bool:
+    def watched(_module: object, _given: object, out: Any) -> None:
+        spoke.append(out.logits[0, -1].clone())
+
+    other.net.register_forward_hook(watched)
+
+    def says() -> torch.Tensor:
         list(speaker.spoken(prompt, 1))
-        return all(torch.equal(tensor, wanted[name]) for name, tensor in own_tensors(other).items())
+        return spoke[-1]
 
-    assert speaks() and speaks() and len(puts) == 1
+    first = says()
+    assert torch.equal(says(), first) and len(folded) == 1
+    other.add_own(4, ("q_proj",))  # a training begins, with its own numbers in the model
     with torch.no_grad():
-        next(iter(own_tensors(other).values())).mul_(2)  # a training steps
-    assert speaks() and len(puts) == 2
-    other.drop_own()
-    assert speaks() and len(puts) == 3
+        for tensor in own_tensors(other).values():
+            tensor.add_(1.0)
+    assert torch.equal(says(), first) and len(folded) == 1
     with face.vault.change() as rows:
         rows.execute("UPDATE adapter SET active = 1 - active")
-    assert not speaks() and len(puts) == 4, "another adapter serves now"
+    second = says()
+    assert not torch.equal(second, first) and len(folded) == 2, "another adapter serves now"
+    with face.vault.change() as rows:
+        rows.execute("UPDATE adapter SET active = 1 - active")
+    assert torch.equal(says(), first) and len(folded) == 2, "the one before was still ready"
+    bare = replace(prompt, voice="base")
+    list(speaker.spoken(bare, 1))
+    assert not torch.equal(spoke[-1], first)
+    speaker.forgot()
+    assert torch.equal(says(), first) and len(folded) == 3
     with face.vault.change() as rows:
         rows.execute("DELETE FROM adapter")

@@ -15,6 +15,7 @@ import pytest
 from client.encoder import HashedEncoder
 from client.face.openai_api import until
 from client.face.tokens import drop_token, new_token, token_names
+from client.preferences import preferences, thumbs
 from privacy.errors import ConfigError
 from tests.face_served import Face, served
 
@@ -104,7 +105,14 @@ def test_a_token_is_dropped_and_its_text_is_kept_nowhere(face: Face) -> None:
     assert token not in face.vault.setting("face.tokens") and token_names(face.vault)["once"] == ["chat"]
     drop_token(face.vault, "once")
     assert face.request("GET", "/v1/models", token=token)[0] == 401
-    for name, scopes in (("a/b", ["chat"]), ("x", []), ("x", ["page"]), ("x", ["memories"]), ("", ["chat"])):
+    for name, scopes in (
+        ("a/b", ["chat"]),
+        ("x", []),
+        ("x", ["page"]),
+        ("x", ["memories"]),
+        ("x", ["learn"]),
+        ("", ["chat"]),
+    ):
         with pytest.raises(ConfigError):
             new_token(face.vault, name, scopes)
     with pytest.raises(ConfigError):
@@ -154,6 +162,36 @@ def test_replies_asked_for_at_once_all_come(face: Face) -> None:
     for thread in threads:
         thread.join(60)
     assert len(found) == 12 and len(set(found)) == 1
+
+
+def test_what_is_said_of_a_reply_becomes_pairs_where_the_token_may(face: Face) -> None:
+    client = client_of(face, "chat", "memories", "learn")
+    asked = {"model": "personal", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 6}
+    first = client.chat.completions.create(**asked)  # type: ignore[call-overload]
+    chunks = list(client.chat.completions.create(**asked, temperature=1.5, seed=3, stream=True))  # type: ignore[call-overload]
+    drawn = "".join(chunk.choices[0].delta.content or "" for chunk in chunks).strip()
+    said, text = first.choices[0].message.content, "At ten, I think."
+    assert said != drawn
+
+    def say(**facts: str) -> dict[str, int]:
+        made: dict[str, int] = client.post("/feedback", body=facts, cast_to=dict[str, int])
+        return made
+
+    before = len(preferences(face.vault))
+    assert say(id=first.id, thumb="down") == {"kept": 1} and len(preferences(face.vault)) == before
+    say(id=chunks[0].id, thumb="up")
+    say(id=first.id, edited=text)
+    found = preferences(face.vault)[before:]
+    assert [(p.prompt, p.chosen, p.rejected) for p in found] == [(QUESTION, text, said), (QUESTION, drawn, said)]
+    say(id=first.id, thumb="up")  # a mind that changed
+    assert len(preferences(face.vault)) == before + 1 and thumbs(face.vault)["bad"] == 0
+    shown = {row[0] for row in face.vault.select("SELECT document FROM thumb_document")}
+    assert face.vault.one("SELECT id FROM document WHERE title = 'ferry'") in shown
+    for bad in ({"id": "chatcmpl-0", "thumb": "up"}, {"id": first.id}, {"id": first.id, "thumb": "up", "edited": "x"}):
+        with pytest.raises(openai.BadRequestError):
+            say(**bad)
+    with pytest.raises(openai.PermissionDeniedError):
+        client_of(face, "chat", "memories").post("/feedback", body={"id": first.id, "thumb": "up"}, cast_to=object)
 
 
 @pytest.mark.parametrize("ends, wanted", [((), "one two three"), (("two",), "one "), (("wo t", "three"), "one t")])

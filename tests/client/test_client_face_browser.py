@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from client.face.page import SCREENS
 from client.importers import add
-from client.preferences import preferences
+from client.preferences import drop_preferences, preferences
 from tests.face_served import Face, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+AXE = Path(__file__).parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")]
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -106,6 +109,65 @@ def test_a_chat_names_who_speaks_and_shows_the_memories(seen: Seen) -> None:
     assert "without your text" in page.inner_text(".said.assistant >> nth=1 >> .who")
 
 
+def test_a_reply_is_judged_and_changed_only_where_that_was_allowed(face: Face, seen: Seen) -> None:
+    page = seen.page
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Your turn").fill("When does the ferry go?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".said.assistant .judge", state="attached")
+    assert page.get_by_role("button", name="Good reply").count() == 0
+    page.get_by_label("Let me judge replies").check()
+    page.wait_for_selector("#chat-another:not([hidden])")
+    with page.expect_response("**/page/judged"):
+        page.get_by_role("button", name="Bad reply").click()
+    page.wait_for_selector("button[aria-pressed=true]")
+    page.get_by_role("button", name="Another reply").click()
+    page.wait_for_selector(".said.assistant >> nth=1 >> .judge")
+    with page.expect_response("**/page/judged"):
+        page.get_by_role("button", name="Good reply").nth(1).click()
+    page.get_by_role("button", name="Change it").nth(1).click()
+    page.get_by_label("What it should say").fill("At seven.")
+    with page.expect_response("**/page/judged"):
+        page.get_by_role("button", name="Keep my version").click()
+    page.wait_for_selector(".said.assistant >> nth=1 >> .reply:has-text('At seven.')")
+    found = [pair for pair in preferences(face.vault) if pair.prompt == "When does the ferry go?"]
+    assert "At seven." in {pair.chosen for pair in found} and len({pair.chosen for pair in found}) >= 2
+    drop_preferences(face.vault)
+
+
+def test_the_weight_of_memories_is_set_by_key_and_said(seen: Seen) -> None:
+    page = seen.page
+    page.get_by_role("link", name="Chat").click()
+    dial = page.get_by_label("How much your text weighs")
+    assert "as was measured" in page.inner_text("#chat-steered")
+    dial.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#chat-steered") == "more: +1"
+    page.get_by_label("Your turn").fill("When does the ferry leave?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".said.assistant .who:has-text('weighed +1')")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("#chat-stop", state="hidden")
+
+
+def test_a_suggestion_that_is_changed_is_preferred_to_what_it_was(face: Face, seen: Seen) -> None:
+    page, before = seen.page, len(preferences(face.vault))
+    page.get_by_role("link", name="Continue").click()
+    text = page.get_by_label("Your text", exact=True)
+    text.fill("Baked a loaf.")
+    page.get_by_label("Keep my choices in the vault").first.check()
+    text.press("Control+Enter")
+    page.wait_for_selector(".candidate >> nth=1")
+    proposed = page.inner_text(".candidate >> nth=0 >> p")
+    page.locator("#continue-candidates").get_by_role("button", name="Change it").first.click()
+    page.get_by_label("Your version of suggestion 1").fill("It was flat.")
+    with page.expect_response("**/page/chosen"):
+        page.get_by_role("button", name="Keep my version").click()
+    assert [(p.chosen, p.rejected) for p in preferences(face.vault)[before:]] == [("It was flat.", proposed)]
+    page.wait_for_selector(".candidate >> nth=0 >> p:has-text('It was flat.')")
+
+
 def test_consent_dial_and_scrubbing_are_kept(face: Face, seen: Seen) -> None:
     page = seen.page
     page.get_by_role("link", name="Stored").click()
@@ -166,7 +228,7 @@ def test_forgetting_on_the_page_reaches_what_is_found(face: Face, seen: Seen, tm
 def test_every_control_has_a_name_and_every_text_contrast(seen: Seen) -> None:
     """Names by the accessibility tree that a screen reader gets; contrast by WCAG 2.2, 4.5 to 1."""
     page = seen.page
-    for screen in ("find", "continue", "chat", "stored", "left", "compare", "programs"):
+    for screen in SCREENS:
         page.goto(page.url.split("#")[0] + f"#{screen}")
         page.wait_for_selector(f"#screen-{screen}:not([hidden])")
         nameless = page.locator(f"#screen-{screen}").locator("button, input, textarea, select")
@@ -182,6 +244,79 @@ def test_every_control_has_a_name_and_every_text_contrast(seen: Seen) -> None:
     assert page.locator("h1:visible").count() == 1 and page.locator("main").count() == 1
 
 
+@pytest.mark.skipif(not AXE.exists(), reason="no `npm ci --prefix tests/web`")
+def test_axe_finds_nothing_on_any_screen(face: Face, seen: Seen) -> None:
+    """All rules of WCAG 2.2 A and AA and of good practice that axe-core checks, on screens with something on them."""
+    page = seen.page
+    with_something_on_every_screen(page)
+    page.evaluate(AXE.read_text())
+    told = []
+    for screen in SCREENS:
+        page.evaluate(f"location.hash = '#{screen}'")
+        page.wait_for_selector(f"#screen-{screen}:not([hidden])")
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        told += [(screen, each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
+        assert len(found["passes"]) > 10, screen
+    assert told == []
+
+
+def with_something_on_every_screen(page: Any) -> None:
+    """Ask, draw, chat, compare and open a document, so that what comes of it is on the page as well."""
+    page.get_by_label("Ask your own text").fill("When does the ferry leave?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#find-reply[aria-busy=false]:not(:empty)")
+    page.get_by_role("link", name="Continue").click()
+    page.get_by_label("Your text", exact=True).fill("Baked a loaf.")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".candidate")
+    page.locator("#continue-candidates").get_by_role("button", name="Change it").first.click()
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Let me judge replies").check()
+    page.get_by_label("Your turn").fill("When does the ferry leave?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".said.assistant .judge")
+    page.get_by_text("Memories that were used").click()
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_label("Question").fill("Where is the hive?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#compare-verdict:not([hidden])", timeout=60_000)
+    page.get_by_role("link", name="Stored").click()
+    page.get_by_label("Number").fill("4")
+    page.get_by_role("button", name="Open", exact=True).click()
+    page.wait_for_selector("#document-shown:not(:empty)")
+
+
+def test_the_keyboard_alone_reaches_and_works_every_control(seen: Seen) -> None:
+    """Tab walks over all controls of each screen in the order they stand, shows where it is, and is never caught."""
+    page = seen.page
+    for screen in SCREENS:
+        page.evaluate(f"location.hash = '#{screen}'")
+        page.wait_for_selector(f"#screen-{screen}:not([hidden])")
+        page.wait_for_timeout(300)
+        page.evaluate(
+            "document.activeElement.blur(); document.body.setAttribute('tabindex', '-1'); document.body.focus()"
+        )
+        wanted = page.evaluate(REACHABLE)
+        walked: list[int] = []
+        for _ in range(len(wanted) + 16):
+            page.keyboard.press("Tab")
+            at = page.evaluate(FOCUSED)
+            if walked and at["number"] == walked[-1]:
+                continue  # a date is three stops in one field
+            if at["number"] is None or at["number"] in walked:
+                break
+            assert at["outline"], (screen, at)
+            walked.append(at["number"])
+        assert walked == wanted and len(wanted) > len(SCREENS), (screen, walked, wanted)
+    page.evaluate("location.hash = '#find'")
+    page.wait_for_selector("#screen-find:not([hidden])")
+    page.wait_for_timeout(300)
+    page.evaluate("document.activeElement.blur(); document.body.focus()")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main", "the first stop skips to the content"
+
+
 @pytest.fixture
 def narrow(face: Face) -> Iterator[Seen]:
     with closing(Seen(face, width=360)) as made:
@@ -190,7 +325,8 @@ def narrow(face: Face) -> Iterator[Seen]:
 
 def test_the_page_fits_a_telephone(narrow: Seen) -> None:
     made = narrow
-    for screen in ("find", "continue", "chat", "stored", "left", "compare", "programs"):
+    with_something_on_every_screen(made.page)
+    for screen in SCREENS:
         made.page.goto(made.page.url.split("#")[0] + f"#{screen}")
         made.page.wait_for_selector(f"#screen-{screen}:not([hidden])")
         wide = made.page.evaluate("document.documentElement.scrollWidth - innerWidth")
@@ -208,6 +344,14 @@ def test_another_origin_cannot_read_or_frame_the_page(face: Face, narrow: Seen, 
     assert frame.locator("#find-form").count() == 0
 
 
+# One radio button of each group can be reached by Tab: the one that is chosen.
+REACHABLE = """() => [...document.querySelectorAll("a[href], button, input, textarea, select, summary, [tabindex='0']")]
+  .map((e, i) => { e.dataset.number = i; return e; })
+  .filter((e) => e.checkVisibility() && !e.disabled && (e.type !== "radio" || e.checked))
+  .map((e) => Number(e.dataset.number))"""
+FOCUSED = """() => { const e = document.activeElement; const s = getComputedStyle(e);
+  return { number: e.dataset.number === undefined ? null : Number(e.dataset.number), html: e.outerHTML.slice(0, 120),
+    outline: s.outlineStyle !== "none" && parseFloat(s.outlineWidth) >= 2 }; }"""
 CONTRAST = """() => {
   const lit = (c) => {
     const v = c.map((x) => x / 255).map((x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);

@@ -191,7 +191,7 @@ def test_nothing_personal_is_kept_that_no_document_owns() -> None:
     """A table that could hold words and is neither deleted with its document nor named here would outlive it."""
     from client.vault_schema import MIGRATIONS
 
-    own = {"setting", "attribute", "preference", "journal", "forgotten", "tombstone", "source"}
+    own = {"setting", "attribute", "preference", "thumb", "journal", "forgotten", "tombstone", "source"}
     for block in "".join(MIGRATIONS).split("CREATE TABLE ")[1:]:
         name, body = block.split(" ", 1)
         tied = "ON DELETE CASCADE" in body.split(");")[0] or name in ("document", "pseudonym", "adapter", "chat")

@@ -37,6 +37,7 @@ from client.scrub import WINDOW, Scrubber, ScrubReport, disjoint, find, scrub_pe
 from client.scrub_cli import scrub
 from client.scrub_engine import Finding, calm_capitals, load_engine, rule_matches
 from client.scrub_score import Labelled, read_labelled, scores, tally, wilson
+from client.scrub_strength import LEFT_ALONE
 from privacy.errors import DataError, ModelError
 
 TOKEN = "A1b2C3d4E5f6G7h8J9k0"  # joined below, so that no line of this file looks like a live secret
@@ -464,6 +465,16 @@ def test_the_command_prints_the_text_and_keeps_counts_apart(command: click.Comma
     assert result.exit_code == 0
     assert result.stdout == "write to <EMAIL_ADDRESS_1>\n"
     assert result.stderr == "removed: EMAIL_ADDRESS 1\n"
+
+
+def test_the_command_takes_the_strengths_of_the_dial(command: click.Command, tmp_path: Path) -> None:
+    text, gone = "We paid 417 to Siemens, write to anna@corp.example from Lisbon.", {}
+    for strength in LEFT_ALONE:
+        result = run(command, ["-", "--strength", strength], text)
+        gone[strength] = {word for word in ("417", "Lisbon", "anna@") if word not in result.stdout}
+    assert gone["identifiers"] == {"anna@"} < gone["standard"] <= gone["strict"] and "417" in gone["strict"]
+    refused = run(command, ["-", "--strength", "off"], text)
+    assert refused.exit_code and "never off" in str(refused.exception)
 
 
 def test_the_command_as_json_gives_offsets_and_no_removed_text(command: click.Command, tmp_path: Path) -> None:

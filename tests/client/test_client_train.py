@@ -192,9 +192,9 @@ def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sizes: list[int] = []
     logical_step = train._logical_step
 
-    def recorded(wrapped: Any, dp: Any, documents: list[Cached], batch_tokens: int) -> None:
+    def recorded(wrapped: Any, dp: Any, documents: list[Cached], *rest: Any) -> None:
         sizes.append(len(documents))
-        logical_step(wrapped, dp, documents, batch_tokens)
+        logical_step(wrapped, dp, documents, *rest)
 
     monkeypatch.setattr(train, "_logical_step", recorded)
     yield sizes

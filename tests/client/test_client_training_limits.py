@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from client import background, personal
+from client import background, personal, resident
 from client.forget import Wanted, forget
 from client.limits import Limits, keep_limits, kept_limits, peak_memory_mb
 from client.model import LanguageModel
@@ -209,6 +210,48 @@ def test_what_paused_or_died_in_the_background_goes_on_when_the_hour_allows(
     assert started == [(vault.folder, vault.opener, asked)] * 2
     with background.training_alone(vault.folder):
         assert background.state(vault)["state"] == "running" and background.go_on(vault) is None
+
+
+def counting(started: list[int]) -> Callable[..., int]:
+    """Return what stands for the start of a child and counts."""
+
+    def start(*_given: Any) -> int:
+        started.append(1)
+        return 7
+
+    return start
+
+
+@pytest.mark.parametrize("unasked_s, starts", [(299.0, 0), (301.0, resident.MOST_STARTS)])
+def test_an_agent_goes_on_while_nobody_asks_and_not_for_ever(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, unasked_s: float, starts: int
+) -> None:
+    """A training that dies at once each time is not started without end."""
+    started: list[int] = []
+    monkeypatch.setattr(background, "start", counting(started))
+    asked = {"kind": "lora", "model": "", "record_epsilon": None}
+    vault.set_setting(background.SETTING, json.dumps({"state": "paused", "asked": asked}))
+    ended, looks = threading.Event(), iter(range(50))
+
+    def idle_s() -> float:
+        if next(looks, None) is None:
+            ended.set()
+        return unasked_s
+
+    resident.go_on_when_idle(vault, ended, idle_s, every_s=0.001)
+    assert len(started) == starts
+
+
+def test_an_agent_keeps_to_the_hours_of_its_person(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(background, "start", counting(started))
+    hour = datetime.now().astimezone().hour
+    keep_limits(vault, Limits(first_hour=(hour + 2) % 24, last_hour=(hour + 3) % 24))
+    vault.set_setting(background.SETTING, json.dumps({"state": "paused", "asked": {}}))
+    ended = threading.Event()
+    threading.Timer(0.2, ended.set).start()
+    resident.go_on_when_idle(vault, ended, lambda: 1e9, every_s=0.01)
+    assert not started
 
 
 def test_an_answer_at_the_end_of_a_long_text_is_learned(vault: Vault, new_model: NewModel, tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from client.basis import BasisSettings, own_samples, whitened_basis
 from client.model import LanguageModel
+from simulation.bench.face import FaceRow, FaceSizes, model_rows, served_rows
 from simulation.bench.secagg import Sizes, secagg_rows
 from simulation.bench.train import Row, train_rows
 from tests.privacy.secagg_cohort import masked_query
@@ -32,3 +35,24 @@ def test_rows_of_the_private_sum_are_ratios_of_what_was_measured() -> None:
         assert row["ours"] > 0 and row["peer"] > 0 and row["limit"] is not None and row["limit"] > 0
         assert row["ratio"] == row["peer"] / row["ours"] and row["limit_ratio"] == row["ours"] / row["limit"]
     assert "control bytes" in rows[1]["same"]
+
+
+def test_rows_of_the_model_are_measured_against_their_aims(tiny_model_dir: Path) -> None:
+    model = LanguageModel.load(tiny_model_dir, top_layers=2)
+    rows = model_rows(model, FaceSizes(tries=2, tokens=4))
+    assert [row["work"] for row in rows] == ["face.generation", "face.switch_person", "face.switch_release"]
+    for row in rows:
+        assert set(row) == set(FaceRow.__annotations__) and row["value"] > 0
+        more = row["work"] == "face.generation"
+        assert row["holds"] == (row["value"] >= row["aim"] if more else row["value"] <= row["aim"])
+        assert row["worst"] <= row["value"] if more else row["worst"] >= row["value"]
+    assert model.first > 0 and model.peft is None, "the model is left as it was"
+
+
+@pytest.mark.e2e
+def test_rows_of_the_program_come_from_the_real_one(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A minute of waiting: the program must end by itself and give its memory back."""
+    rows = {r["work"]: r for r in served_rows(tmp_path, str(tiny_model_dir), FaceSizes(notes=12, tries=2, together=8))}
+    assert {"face.first_word", "face.together", "face.idle"} <= set(rows)
+    assert rows["face.together"]["holds"] and rows["face.idle"]["holds"] and rows["face.idle"]["worst"] > 10
+    assert rows["face.first_word"]["value"] > 0

@@ -104,7 +104,7 @@ export function sourceItem(passage, question = "", open = undefined) {
       text.append(wanted.includes(part.toLowerCase()) ? make("mark", {}, part) : part);
     }
   } else text.append(passage.text);
-  const head = make("h3", {}, passage.title || _("untitled"), " ", make("span", { class: "when" }, `${day(passage.written)}, ${passage.type}`));
+  const head = make("p", { class: "title" }, passage.title || _("untitled"), " ", make("span", { class: "when" }, `${day(passage.written)}, ${passage.type}`));
   const more = open && passage.document > 0 ? make("button", { class: "quiet small", "aria-label": _("Open {title}", { title: passage.title || _("untitled") }), onclick: () => open(passage.document) }, _("Open")) : undefined;
   return make("li", { class: "source" }, head, text, more);
 }
@@ -113,5 +113,8 @@ export function speaks(facts) {
   const count = facts.memories.length;
   const who = facts.own_adapter ? _("{model} with your own adapter", { model: facts.model }) : _("{model} without an own adapter", { model: facts.model });
   if (facts.voice === "base") return _("{model} as it is, without your text", { model: facts.model });
-  return count ? _("{who}, shown {count} passages of yours", { who, count }) : _("{who}; nothing of yours matched", { who });
+  if (!count) return _("{who}; nothing of yours matched", { who });
+  const shown = _("{who}, shown {count} passages of yours", { who, count });
+  const steer = facts.steer > 0 ? `+${facts.steer}` : facts.steer;
+  return steer ? _("{shown}, weighed {steer}", { shown, steer }) : shown;
 }

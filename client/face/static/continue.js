@@ -1,4 +1,5 @@
 import { ask, at, doing, make, speaks, _ } from "./ask.js";
+import { editor } from "./judge.js";
 
 let candidates = [];
 let memories = [];
@@ -9,6 +10,18 @@ const kind = () => document.querySelector("input[name=kind]:checked").value;
 function drop() {
   candidates = [];
   at("continue-candidates").replaceChildren();
+}
+
+// What a person makes of a suggestion is what they would rather have read.
+function change(number) {
+  const { text } = candidates[number];
+  const [made, asked, shown] = [kind(), prompt, memories];
+  editor(at(`candidate-${number}`), _("Your version of suggestion {number}", { number: number + 1 }), async (mine) => {
+    candidates[number].text = mine;
+    if (at("continue-learn").checked) {
+      await ask("chosen", { kind: made, prompt: asked, chosen: mine, rejected: [text], documents: shown.map((each) => each.document) });
+    }
+  });
 }
 
 async function accept(number) {
@@ -40,8 +53,9 @@ export function startContinue() {
       memories = made.memories;
       at("continue-speaks").textContent = candidates.length ? speaks(made) : _("Nothing came to mind. Write a little more and try again.");
       at("continue-candidates").replaceChildren(...candidates.map((each, i) => make("li", { class: "candidate" },
-        make("p", {}, each.text),
-        make("button", { class: "quiet", onclick: () => doing(undefined, () => accept(i)), "aria-label": _("Accept suggestion {number}", { number: i + 1 }) },
+        make("p", { id: `candidate-${i}` }, each.text),
+        make("button", { type: "button", class: "quiet", onclick: () => change(i), "aria-describedby": `candidate-${i}` }, _("Change it")),
+        make("button", { type: "button", class: "quiet", onclick: () => doing(undefined, () => accept(i)), "aria-describedby": `candidate-${i}`, "aria-keyshortcuts": `Alt+${i + 1}` },
           _("Accept"), " ", make("kbd", {}, `Alt+${i + 1}`)))));
     });
   });

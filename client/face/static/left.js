@@ -18,7 +18,11 @@ async function show() {
   const facts = await ask("left");
   at("left-sum").textContent = facts.ever.length
     ? _("{count} answers left this device, together epsilon {epsilon} (delta {delta}).", { count: facts.ever.length, epsilon: number(facts.epsilon_ever), delta: facts.delta })
-    : _("Nothing ever left this device.");
+    : facts.exports.length ? _("No federation was ever answered.") : _("Nothing ever left this device.");
+  at("left-exports").replaceChildren(...facts.exports.map((each) => make("li", {}, each.unit === "choice"
+    ? _("{when}: an own adapter that learned from your choices was exported, epsilon {epsilon} for each choice", { when: new Date(each.time * 1000).toLocaleString(), epsilon: number(each.epsilon) })
+    : _("{when}: an own adapter was exported, epsilon {epsilon} for each document", { when: new Date(each.time * 1000).toLocaleString(), epsilon: number(each.epsilon) }))));
+  at("left-answers").closest(".wide").hidden = facts.ever.length === 0;
   at("left-words").textContent = facts.words;
   at("left-answers").replaceChildren(...facts.ever.map((each) => make("tr", {},
     make("td", {}, each.second ? new Date(each.second * 1000).toLocaleString() : ""), make("td", {}, each.federation), make("td", {}, each.purpose),
