@@ -230,7 +230,7 @@ def test_one_signature_never_stands_for_another_purpose() -> None:
         lambda: Delivery(()),
         lambda: Delivery((b"\x01",) * 17),
         lambda: Delivery((b"",)),
-        lambda: Delivery((b"\x04x",)),
+        lambda: Delivery((b"\x05x",)),
         lambda: Training(b""),
         lambda: Training(bytes(MAX_QUERY_BYTES + 1)),
         lambda: start_of(round=2**32),
