@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from simulation.bench.row import Row
 
 bench = typer.Typer(help="Side by side with peers, as ratios.", no_args_is_help=True)
 
@@ -126,4 +129,39 @@ def face(
         typer.echo(
             f"{row['work']}: {row['value']:.3f} {row['unit']}, aim {row['aim']:g}: {met}"
             f"   worst {row['worst']:.3f}\n    {row['how']}"
+        )
+
+
+@bench.command()
+def simulate(
+    people: Annotated[int, typer.Option(help="People, all of whom take part in every round.", min=16)] = 1000,
+    rounds: Annotated[int, typer.Option(help="Rounds.", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """A whole simulation of a small model, against Flower's (Ray) and pfl-research's, each in one command."""
+    import tempfile
+
+    from simulation.bench.simulate import SimulationSizes, simulation_rows
+    from simulation.progress import Progress
+
+    progress = Progress(quiet=as_json)
+    progress.note(f"{people} people, {rounds} rounds: ours, then each peer")
+    with tempfile.TemporaryDirectory() as folder:
+        _show(simulation_rows(Path(folder), SimulationSizes(people, rounds), _missing), as_json)
+
+
+def _missing(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _show(rows: list[Row], as_json: bool) -> None:
+    """Write the rows, as JSON or as a line each with what is the same below it."""
+    if as_json:
+        typer.echo(json.dumps({"rows": rows}))
+        return
+    for row in rows:
+        limit = f"   {row['limit_ratio']:.2f} of the limit" if row["limit_ratio"] is not None else ""
+        typer.echo(
+            f"{row['work']}: {row['ours']:.3g} against {row['peer']:.3g} {row['unit']}: {row['ratio']:.2f} x{limit}\n"
+            f"    {row['peer_name']}\n    {row['same']}"
         )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,24 +22,11 @@ from torch.nn import functional
 from client.model import Cached, Encoded, LanguageModel
 from client.train import DocumentLoss, per_document_gradients, quiet
 from privacy.adapter import Basis
+from simulation.bench.row import Row
 
 PEER = "PEFT LoRA r=8, q and v, all layers, float32, AdamW"
 SAME = "same documents, batches, targets and thread; not the same: number and place of trained weights, base precision"
 Batches = Sequence[Sequence[int]]
-
-
-class Row(TypedDict):
-    """One line of `bench --json`: ours against the peer and against the machine's limit; `ratio` above 1 is better."""
-
-    work: str
-    unit: str
-    ours: float
-    peer: float
-    peer_name: str
-    ratio: float
-    limit: float | None
-    limit_ratio: float | None
-    same: str
 
 
 @dataclass(frozen=True)

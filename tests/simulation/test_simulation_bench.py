@@ -9,8 +9,9 @@ import pytest
 from client.basis import BasisSettings, own_samples, whitened_basis
 from client.model import LanguageModel
 from simulation.bench.face import FaceRow, FaceSizes, model_rows, served_rows
+from simulation.bench.row import Row
 from simulation.bench.secagg import Sizes, secagg_rows
-from simulation.bench.train import Row, train_rows
+from simulation.bench.train import train_rows
 from tests.privacy.secagg_cohort import masked_query
 
 
