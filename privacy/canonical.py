@@ -18,6 +18,7 @@ Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 
 MAX_SAFE_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # escapes exactly what RFC 8785, 3.2.2.2 escapes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -75,25 +76,28 @@ def is_digest(text: object) -> bool:
 def _canonical(value: object, depth: int) -> str:
     if depth > MAX_DEPTH:
         raise WireError(f"not canonical JSON: nested deeper than {MAX_DEPTH}")
+    if isinstance(value, str):
+        return _string(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
         return _integer(value)
-    if isinstance(value, str):
-        return _string(value)
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_canonical(item, depth + 1) for item in value) + "]"
-    if isinstance(value, Mapping):
+    if isinstance(value, dict | Mapping):  # dict first: asking an abstract class costs more than all the rest
         return _object(value, depth)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join([_canonical(item, depth + 1) for item in value]) + "]"
     raise WireError(f"not canonical JSON: {type(value).__name__} has no exact form; write it as a string")
 
 
 def _object(value: Mapping[object, object], depth: int) -> str:
-    names = [name if isinstance(name, str) else _refuse_name(name) for name in value]
-    for name in names:
-        _string(name)  # a lone surrogate would make the sort below fail
-    names.sort(key=lambda name: name.encode("utf-16-be"))
-    return "{" + ",".join(f"{_string(name)}:{_canonical(value[name], depth + 1)}" for name in names) + "}"
+    # Written before the sort: a lone surrogate would make it fail.
+    written = {name: _string(name) if isinstance(name, str) else _refuse_name(name) for name in value}
+    names = sorted(written) if all(map(str.isascii, written)) else sorted(written, key=_utf16)
+    return "{" + ",".join([f"{written[name]}:{_canonical(value[name], depth + 1)}" for name in names]) + "}"
+
+
+def _utf16(name: str) -> bytes:
+    return name.encode("utf-16-be")
 
 
 def _integer(value: int) -> str:
@@ -103,11 +107,12 @@ def _integer(value: int) -> str:
 
 
 def _string(value: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise WireError("not canonical JSON: lone surrogate") from error
-    return json.dumps(str(value), ensure_ascii=False)  # escapes exactly what RFC 8785, 3.2.2.2 escapes
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise WireError("not canonical JSON: lone surrogate") from error
+    return _ENCODER.encode(str(value))
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
