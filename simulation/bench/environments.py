@@ -23,6 +23,7 @@ from privacy.errors import ConfideError
 from simulation.bench.process import Cost, measured
 
 SCRIPTS = Path(__file__).parent / "peers"
+ROOT = Path(__file__).parents[2]
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -57,7 +58,8 @@ class Peer:
         file = folder / f"{Path(self.script).stem}.json"
         file.write_text(json.dumps(dict(job)))
         python = interpreter(self.environment)
-        cost = measured([str(python), str(SCRIPTS / self.script), str(file)], peer_environment(), timeout_s)
+        variables = peer_environment() | ({"PYTHONPATH": str(ROOT)} if self.environment == OURS else {})
+        cost = measured([str(python), str(SCRIPTS / self.script), str(file)], variables, timeout_s)
         found: dict[str, Any] = json.loads(cost.output.strip().splitlines()[-1])
         return cost, found
 

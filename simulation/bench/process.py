@@ -51,21 +51,27 @@ def measured(command: Sequence[str], environment: Mapping[str, str], timeout_s: 
         )  # fmt: skip
         tree = _Tree(child.pid)
         try:
-            while child.poll() is None:
+            while not _ended(child):
                 tree.look()
                 if time.perf_counter() - begun > timeout_s:
                     raise BenchFailed(f"{_name(command)} took longer than {timeout_s:.0f} s")
-                time.sleep(SAMPLE_S)
+            seconds = time.perf_counter() - begun
         finally:
             tree.end()
             child.wait()
-        seconds = time.perf_counter() - begun
         out.seek(0)
         if child.returncode:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["no message"])[-1]
             raise BenchFailed(f"{_name(command)} failed: {last[:300]}")
         return Cost(seconds, tree.cpu_s, tree.peak_mb, out.read())
+
+
+def _ended(child: subprocess.Popen[bytes]) -> bool:
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(SAMPLE_S)
+        return True
+    return False
 
 
 class _Tree:

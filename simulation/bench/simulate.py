@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from privacy.errors import ConfideError
-from simulation.bench.environments import OURS, Peer, PeerMissing, peer_environment
+from simulation.bench.environments import OURS, ROOT, Peer, PeerMissing, peer_environment
 from simulation.bench.invented import DOCUMENT_TOKENS, DOCUMENTS, write_people, write_small_model
 from simulation.bench.process import BenchFailed, Cost, measured
 from simulation.bench.row import Row, less_is_better
@@ -80,7 +80,7 @@ def our_run(folder: Path, model: Path, people: Path, sizes: SimulationSizes) -> 
     command = [sys.executable, "-m", "confide", "simulate", "--out", str(folder / "run"), "--json", *arguments]
     environment = peer_environment() | {
         "CONFIDE_CACHE": str(folder / "cache"),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
     }
     cost = measured(command, environment)
     report: dict[str, Any] = json.loads(cost.output)
