@@ -91,8 +91,9 @@ def _canonical(value: object, depth: int) -> str:
 
 def _object(value: Mapping[object, object], depth: int) -> str:
     # Written before the sort: a lone surrogate would make it fail.
-    written = {name: _string(name) if isinstance(name, str) else _refuse_name(name) for name in value}
-    names = sorted(written) if all(map(str.isascii, written)) else sorted(written, key=_utf16)
+    texts = [name if isinstance(name, str) else _refuse_name(name) for name in value]
+    written = {name: _string(name) for name in texts}
+    names = sorted(texts) if all(map(str.isascii, texts)) else sorted(texts, key=_utf16)
     return "{" + ",".join([f"{written[name]}:{_canonical(value[name], depth + 1)}" for name in names]) + "}"
 
 

@@ -15,6 +15,7 @@ from simulation.bench.face import WORDS
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 64, 4, 4, 2, 128
 DOCUMENTS, DOCUMENT_TOKENS = 2, 60
 SPECIAL = ("<s>", "</s>", "<pad>")
+VOCABULARY = 256 + len(SPECIAL)
 
 
 def write_small_model(folder: Path) -> Path:
@@ -32,9 +33,9 @@ def write_small_model(folder: Path) -> Path:
         tokenizer_object=tokenizer, bos_token=begin, eos_token=end, pad_token=pad, model_max_length=512
     ).save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(names), hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=LAYERS,
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=len(names) - 3, eos_token_id=len(names) - 2, pad_token_id=len(names) - 1, initializer_range=0.08,
+        bos_token_id=VOCABULARY - 3, eos_token_id=VOCABULARY - 2, pad_token_id=VOCABULARY - 1, initializer_range=0.08,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20261128)

@@ -1,8 +1,8 @@
 """What this machine can do at best, measured in the run that is compared with it: one thread, best of a few tries.
 
-    gemm        multiplications and additions counted as one, a second: a [1024, d] times [d, e] product of the model's
-    keystream   bytes a second of AES-256-CTR, written into memory that is there
-    memory      bytes a second read from memory that no cache holds
+gemm        multiplications and additions counted as one, a second: a [1024, d] times [d, e] product of the model's
+keystream   bytes a second of AES-256-CTR, written into memory that is there
+memory      bytes a second read from memory that no cache holds
 """
 
 from __future__ import annotations

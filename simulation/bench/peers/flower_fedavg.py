@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+import small_text
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,8 +21,6 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-import small_text
 
 client, server = ClientApp(), ServerApp()
 JOB = "CONFIDE_BENCH_JOB"
@@ -41,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
     job = small_text.read_job(os.environ[JOB])
     model, rows = kept()
     ids = rows[int(context.node_config["partition-id"])]
-    set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
+    set_peft_model_state_dict(model, message.content.array_records["arrays"].to_torch_state_dict())
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=job["learning_rate"])
     loss = small_text.mean_loss(model, ids)
@@ -62,7 +61,8 @@ def main(grid: Grid, _context: Context) -> None:
     begun = time.perf_counter()
     result = strategy.start(grid=grid, initial_arrays=ArrayRecord(state), num_rounds=job["rounds"])
     found["rounds_s"] = time.perf_counter() - begun
-    found["losses"] = [float(m["loss"]) for _, m in sorted(result.train_metrics_clientapp.items())]
+    metrics: Any = sorted(result.train_metrics_clientapp.items())
+    found["losses"] = [float(m["loss"]) for _, m in metrics]
     found["numbers"] = sum(t.numel() for t in state.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
@@ -33,7 +32,7 @@ class Losses(torch.nn.Module):
 
     def loss(self, ids: torch.Tensor) -> torch.Tensor:
         """Return a user's mean loss."""
-        found = small_text.mean_loss(self.net, ids)
+        found: torch.Tensor = small_text.mean_loss(self.net, ids)
         self.seen.append(float(found.detach()))
         return found
 
