@@ -81,7 +81,7 @@ class LanguageModel:
         self._places: dict[str, dict[str, nn.Module | None]] = {}  # module of the basis -> what holds its core
         self.prompt: nn.Embedding | None = None  # a soft prompt of the person's own, see `add_prompt`
         self._prompted = False
-        self._active: tuple[str, ...] | None = None  # what PEFT was last told; None where adapters came or went since
+        self._active: list[str] | None = None  # the adapters that are switched on; None: to be switched anew
         self._probe()
 
     @classmethod
@@ -261,14 +261,16 @@ class LanguageModel:
     def activate(self, *adapters: str) -> None:
         """Switch on the named adapters, all others off, everything frozen; what it does not carry is left out."""
         self._prompted = OWN in adapters
-        wanted = tuple(name for name in adapters if name in self.peft.peft_config) if self.peft is not None else ()
-        if wanted != self._active and self.peft is not None:  # PEFT walks through all modules, people follow each other
+        if self.peft is not None:
+            wanted = [name for name in adapters if name in self.peft.peft_config]
+            if wanted == self._active:  # PEFT walks all modules for a switch: a third of a short training
+                return
+            self._active = wanted
             if wanted:
                 self._tuner().enable_adapter_layers()
-                self._tuner().set_adapter(list(wanted))
+                self._tuner().set_adapter(wanted)
             else:
                 self._tuner().disable_adapter_layers()
-            self._active = wanted
         self.net.requires_grad_(False)
 
     def set_cores(self, cores: Cores) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from json.encoder import encode_basestring
 from typing import Any, NoReturn, TypeAlias
 
 from privacy.errors import WireError
@@ -18,7 +19,6 @@ Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 
 MAX_SAFE_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
-_ENCODER = json.JSONEncoder(ensure_ascii=False)  # escapes exactly what RFC 8785, 3.2.2.2 escapes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -76,29 +76,28 @@ def is_digest(text: object) -> bool:
 def _canonical(value: object, depth: int) -> str:
     if depth > MAX_DEPTH:
         raise WireError(f"not canonical JSON: nested deeper than {MAX_DEPTH}")
-    if isinstance(value, str):
-        return _string(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
         return _integer(value)
-    if isinstance(value, dict | Mapping):  # dict first: asking an abstract class costs more than all the rest
-        return _object(value, depth)
+    if isinstance(value, str):
+        return _string(value)
     if isinstance(value, list | tuple):
-        return "[" + ",".join([_canonical(item, depth + 1) for item in value]) + "]"
+        return "[" + ",".join(_canonical(item, depth + 1) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return _object(value, depth)
     raise WireError(f"not canonical JSON: {type(value).__name__} has no exact form; write it as a string")
 
 
 def _object(value: Mapping[object, object], depth: int) -> str:
-    # Written before the sort: a lone surrogate would make it fail.
-    texts = [name if isinstance(name, str) else _refuse_name(name) for name in value]
-    written = {name: _string(name) for name in texts}
-    names = sorted(texts) if all(map(str.isascii, texts)) else sorted(texts, key=_utf16)
-    return "{" + ",".join([f"{written[name]}:{_canonical(value[name], depth + 1)}" for name in names]) + "}"
-
-
-def _utf16(name: str) -> bytes:
-    return name.encode("utf-16-be")
+    names = [name if isinstance(name, str) else _refuse_name(name) for name in value]
+    if all(name.isascii() for name in names):
+        names.sort()
+    else:
+        for name in names:
+            _string(name)  # a lone surrogate would make the sort below fail
+        names.sort(key=lambda name: name.encode("utf-16-be"))
+    return "{" + ",".join(f"{_string(name)}:{_canonical(value[name], depth + 1)}" for name in names) + "}"
 
 
 def _integer(value: int) -> str:
@@ -113,7 +112,7 @@ def _string(value: str) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise WireError("not canonical JSON: lone surrogate") from error
-    return _ENCODER.encode(str(value))
+    return encode_basestring(str(value))  # escapes exactly what RFC 8785, 3.2.2.2 escapes
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
