@@ -20,7 +20,7 @@ from typing import Any
 from client.base_model import cache_folder
 from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError
-from simulation.bench.process import Cost, measured
+from simulation.bench.process import BenchFailed, Cost, measured
 
 SCRIPTS = Path(__file__).parent / "peers"
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,10 @@ class Peer:
         python = interpreter(self.environment)
         variables = peer_environment() | ({"PYTHONPATH": str(ROOT)} if self.environment == OURS else {})
         cost = measured([str(python), str(SCRIPTS / self.script), str(file)], variables, timeout_s)
-        found: dict[str, Any] = json.loads(cost.output.strip().splitlines()[-1])
+        try:
+            found: dict[str, Any] = json.loads(cost.output.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            raise BenchFailed(f"{self.script} printed no answer") from None
         return cost, found
 
 

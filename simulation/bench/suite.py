@@ -49,8 +49,11 @@ class BenchSizes:
     train_people: str = "chitchat"
 
 
-def run_parts(names: list[str], sizes: BenchSizes, progress: Progress) -> Bench:
-    """Return the rows of the named parts of `PARTS`, in order."""
+Parts = dict[str, Callable[[BenchSizes, "Limits", Missing], list[Row]]]
+
+
+def run_parts(names: list[str], sizes: BenchSizes, progress: Progress, parts: Parts | None = None) -> Bench:
+    """Return the rows of the named parts, in order; `parts` None for `PARTS`."""
     from simulation.bench.limits import machine_limits
 
     progress.note("the machine's limits")
@@ -58,7 +61,7 @@ def run_parts(names: list[str], sizes: BenchSizes, progress: Progress) -> Bench:
     for name in names:
         progress.note(f"{name} …")
         try:
-            rows += PARTS[name](sizes, limits, not_run.append)
+            rows += (parts or PARTS)[name](sizes, limits, not_run.append)
         except (ConfideError, MemoryError) as error:
             not_run.append(f"{name}: {error}")
     return Bench(rows=rows, limits=limits.as_json(), machine=machine(), not_run=not_run)
@@ -166,7 +169,7 @@ def _training(sizes: BenchSizes) -> tuple[Path, Any, int, Any, Any]:
     return path, basis, adapter.layers, encoded[0], encoded[1]
 
 
-PARTS: dict[str, Callable[[BenchSizes, Limits, Missing], list[Row]]] = {
+PARTS: Parts = {
     "start": start,
     "message": message,
     "generate": generate,
