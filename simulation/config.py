@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from privacy.accounting import rho_for_epsilon
+from privacy.accounting import least_noise_multiplier, rho_for_epsilon
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError
 from privacy.objective import CHOICES, TRAINS_A_CORE, TRAINS_A_RETRIEVER
@@ -20,6 +20,7 @@ from privacy.objective import CHOICES, TRAINS_A_CORE, TRAINS_A_RETRIEVER
 KINDS = ("core", "svd")
 TRANSPORTS = ("masked", "ideal", "off")
 ENGINES = ("flower", "local")
+MACHINE = ("workers", "engine", "cache_mb")  # how a campaign is run, not what it is
 LEAST = {
     "max_people": 1,
     "rounds": 1,
@@ -27,6 +28,7 @@ LEAST = {
     "personas": 0,
     "organisations": 0,
     "workers": 1,
+    "cache_mb": 1,
     "adapter.rank": 1,
     "adapter.layers": 1,
     "adapter.samples": 1,
@@ -195,7 +197,11 @@ class QueriesConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that defines a run; equal configurations on equal people are equal campaigns."""
+    """Everything that defines a run; equal configurations on equal people are equal campaigns.
+
+    `workers` and `cache_mb` (what a worker keeps at most of people's encoded text and of the frozen layers' outputs, in
+    MiB) are for the machine: they change no bit of a release.
+    """
 
     people: str = "chitchat"
     max_people: int = 104
@@ -207,6 +213,7 @@ class RunConfig:
     seed: int = 0
     engine: str = "flower"
     workers: int | None = None
+    cache_mb: int = 1024
     dropout: float = 0.0
     scrub: bool = True
     compare_without_noise: bool = True
@@ -272,7 +279,7 @@ class RunConfig:
         given = Fraction(str(z)) if z is not None else None
         if epsilon is None:
             return given if given is not None else Fraction(1)
-        least = _least_noise(epsilon, self.privacy.delta, self.participations)
+        least = least_noise_multiplier(epsilon, self.privacy.delta, self.participations)
         if given is not None and given < least:
             raise ConfigError(
                 f"privacy.noise_multiplier {z} over {self.participations} participations exceeds "
@@ -293,7 +300,7 @@ class RunConfig:
     @property
     def campaign(self) -> str:
         """Return the campaign's id: equal for equal configurations, whatever the machine or number of workers."""
-        parts = {k: "" if v is None else str(v) for k, v in self.flat().items() if k not in ("workers", "engine")}
+        parts = {k: "" if v is None else str(v) for k, v in self.flat().items() if k not in MACHINE}
         return "sim-" + sha256_hex(canonical_json(parts))[:16]
 
 
@@ -338,15 +345,6 @@ def config_of(flat: Mapping[str, Any]) -> RunConfig:
             _put(tree, key, value)
     config: RunConfig = _build(RunConfig, tree, "")
     return config
-
-
-def _least_noise(epsilon: float, delta: float, participations: int) -> Fraction:
-    rho = rho_for_epsilon(epsilon, delta) / participations
-    thousandths = int((Fraction(1, 2) / rho * 1000**2) ** Fraction(1, 2)) if rho else 0
-    z = Fraction(max(thousandths, 1), 1000)
-    while 1 / (2 * z**2) > rho:
-        z += Fraction(1, 1000)
-    return z
 
 
 def _parsed(text: str) -> Any:

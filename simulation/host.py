@@ -8,39 +8,54 @@ people, which no server of a real federation has.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from client.documents import Person
 from privacy.errors import ConfideError
 from simulation.config import RunConfig
+from simulation.crowd import People
 from simulation.quiet import quiet_libraries
 
 
 @dataclass(frozen=True)
 class HostSettings:
-    """What a host needs to begin: paths, people, the signed policy with its root key, device keys, the noise root.
+    """What a host needs to begin: paths, people, the signed policy with its root key, the roots of keys and noise.
 
-    `number` is the host's own among the W hosts of a run; `directory_file` is empty where nobody is a device.
+    `people` have devices whose keys follow from `device_root`; where that is empty nobody has one. `others` have none.
+    `number` is the host's own among the W hosts of a run; `directory_file` is empty where no device needs it.
     """
 
     config: RunConfig
     model_path: str
     basis_file: str
-    people: tuple[Person, ...]
+    people: Sequence[Person]
     policy_file: bytes
     root_key: bytes
-    device_keys: dict[str, bytes]
+    device_root: bytes
     noise_root: bytes
     run_folder: str
     number: int = 0
     directory_file: bytes = b""
+    others: Sequence[Person] = ()
+
+    @property
+    def everybody(self) -> People:
+        """Return the people of this host by name."""
+        return People(self.people, self.others)
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def host_main(connection: Connection, alive: Connection, settings: HostSettings) -> None:
@@ -77,15 +92,27 @@ def _die_with_parent(alive: Connection) -> None:
 
 
 Call = tuple[str, tuple[Any, ...]]
+Before = Callable[[str], Sequence[Call]]
 CLOSING_S = 5.0
+MOST_RESTARTS = 3
 ENDED = "a worker process ended; is there enough memory?"
+
+
+def nothing(_user: str) -> Sequence[Call]:
+    """Return no calls: a host that was started again lacks nothing for what comes."""
+    return ()
 
 
 class Hosts(Protocol):
     """Where the people of a simulation live: worker processes, or one process in a test."""
 
-    def run(self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None]) -> None:
+    def run(
+        self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None], before: Before = nothing
+    ) -> None:
         """Make each person's call; `done(user, result)` for every one, in any order. Raises ConfideError."""
+
+    def life(self, user: str) -> int:
+        """Return how often the person's host was started again: what it held in memory before is lost."""
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Make one call on every host and return the results in the hosts' order."""
@@ -98,72 +125,100 @@ class Hosts(Protocol):
 
 
 class HostPool:
-    """Worker processes and who lives where: person i on host i modulo the number of hosts."""
+    """Worker processes and who lives where: person i on host i modulo the number of hosts.
+
+    A worker that dies is started again and its people's calls are made again, at most `MOST_RESTARTS` times a worker:
+    what devices owe is on the disk. What their agents held in memory is brought back by `before`, see `run`.
+    """
 
     def __init__(self, settings: Sequence[HostSettings]) -> None:
-        import multiprocessing
-
-        context = multiprocessing.get_context("spawn")
-        self._homes = {person.user: w for w, s in enumerate(settings) for person in s.people}
+        self._settings = tuple(settings)
+        self._everybody = [one.everybody for one in settings]
+        self.restarts = [0] * len(self._settings)
         self._pipes: list[Connection] = []
         self._alive: list[Connection] = []
-        self._processes = []
+        self._processes: list[Any] = []
         for one in settings:
-            ours, theirs = context.Pipe()
-            watch, watched = context.Pipe()
-            process = context.Process(target=host_main, args=(theirs, watched, one), daemon=True)
-            with _interrupts_held():
-                process.start()
-            theirs.close()
-            watched.close()
-            self._pipes.append(ours)
-            self._alive.append(watch)
-            self._processes.append(process)
+            for kept, new in zip((self._pipes, self._alive, self._processes), _started(one), strict=True):
+                kept.append(new)  # type: ignore[attr-defined]
 
-    def run(self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None]) -> None:
+    def home(self, user: str) -> int:
+        """Return the number of the host on which a person lives. Raises KeyError for somebody unknown."""
+        for number, people in enumerate(self._everybody):
+            if user in people:
+                return number
+        raise KeyError(user)
+
+    def life(self, user: str) -> int:
+        """Return how often the person's host was started again."""
+        return self.restarts[self.home(user)]
+
+    def run(
+        self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None], before: Before = nothing
+    ) -> None:
         """Make each person's call on that person's host, all hosts at once; `done(user, result)` as results arrive.
 
-        Raises ConfideError with the host's line; what the other hosts are doing is then abandoned.
+        Where a host had to be started again, `before(user)` are the calls that go before that person's, for what was
+        lost with it. Raises ConfideError with the host's line; what the other hosts are doing is then abandoned.
         """
-        queues: list[list[tuple[str, Call]]] = [[] for _ in self._pipes]
+        queues = [deque[tuple[str, Call]]() for _ in self._pipes]
         for user, call in calls:
-            queues[self._homes[user]].append((user, call))
-        self._drain(queues, done)
+            queues[self.home(user)].append((user, call))
+        self._drain(queues, done, before)
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Make one call on every host and return the results in the hosts' order."""
         results: dict[str, Any] = {}
-        queues = [[(str(w), (method, arguments))] for w in range(len(self._pipes))]
-        self._drain(queues, results.__setitem__)
+        queues = [deque([(str(w), (method, arguments))]) for w in range(len(self._pipes))]
+        self._drain(queues, results.__setitem__, nothing)
         return [results[str(w)] for w in range(len(self._pipes))]
 
-    def _drain(self, queues: list[list[tuple[str, Call]]], done: Callable[[str, Any], None]) -> None:
-        from multiprocessing.connection import wait
-
-        pending: dict[Connection, tuple[int, str]] = {}
+    def _drain(self, queues: list[deque[tuple[str, Call]]], done: Callable[[str, Any], None], before: Before) -> None:
+        pending: dict[Connection, int] = {}
         for w, queue in enumerate(queues):
-            self._next(w, queue, pending)
+            self._next(w, queue, pending, before)
         while pending:
             for pipe in wait(list(pending)):
                 assert isinstance(pipe, Connection)
-                w, user = pending.pop(pipe)
+                w = pending.pop(pipe)
                 try:
                     state, result = pipe.recv()
                 except (EOFError, OSError):
-                    raise ConfideError(ENDED) from None
+                    self._again(w, queues[w], before)
+                    self._next(w, queues[w], pending, before)
+                    continue
                 if state != "ok":
                     raise ConfideError(result)
-                self._next(w, queues[w], pending)
-                done(user, result)
+                user, _ = queues[w].popleft()
+                self._next(w, queues[w], pending, before)
+                if user:
+                    done(user, result)
 
-    def _next(self, w: int, queue: list[tuple[str, Call]], pending: dict[Connection, tuple[int, str]]) -> None:
-        if queue:
-            user, call = queue.pop(0)
+    def _next(self, w: int, queue: deque[tuple[str, Call]], pending: dict[Connection, int], before: Before) -> None:
+        """Send the first call of the queue, which stays there until it is answered."""
+        while queue:
             try:
-                self._pipes[w].send(call)
+                self._pipes[w].send(queue[0][1])
             except OSError:
-                raise ConfideError(ENDED) from None
-            pending[self._pipes[w]] = (w, user)
+                self._again(w, queue, before)
+                continue
+            pending[self._pipes[w]] = w
+            return
+
+    def _again(self, w: int, queue: deque[tuple[str, Call]], before: Before) -> None:
+        """Start host `w` again, with what its people need before the calls that are left. Raises ConfideError."""
+        self.restarts[w] += 1
+        if self.restarts[w] > MOST_RESTARTS:
+            raise ConfideError(ENDED)
+        for connection in (self._pipes[w], self._alive[w]):
+            connection.close()
+        self._processes[w].join(timeout=CLOSING_S)
+        self._pipes[w], self._alive[w], self._processes[w] = _started(self._settings[w])
+        left = [(user, call) for user, call in queue if user]
+        queue.clear()
+        for user, call in left:
+            queue.extend(("", again) for again in before(user))
+            queue.append((user, call))
 
     def close(self, at_once: bool = False) -> None:
         """End all hosts: when they have finished what they do, or at once."""
@@ -183,6 +238,21 @@ class HostPool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(at_once=kind is not None)
+
+
+def _started(settings: HostSettings) -> tuple[Connection, Connection, Any]:
+    """Return the pipe to a new host process, the one that it watches, and the process."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    watch, watched = context.Pipe()
+    process = context.Process(target=host_main, args=(theirs, watched, settings), daemon=True)
+    with _interrupts_held():
+        process.start()
+    theirs.close()
+    watched.close()
+    return ours, watch, process
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from client.documents import Document, Person, own_words
 from privacy.errors import DataError
+from simulation.crowd import Crowd
 from simulation.datasets import catalogue, chitchat, jsonl
+from simulation.datasets.synthetic import PREFIX, Synthetic
 
 MIN_TEST_DOCUMENTS = 2
 COVERAGE_WORDS = (256, 512, 1024, 2048)
@@ -18,12 +20,13 @@ COVERAGE_WORDS = (256, 512, 1024, 2048)
 class Population:
     """People of one source, in a stable order; what was wrong with the source; what was counted.
 
-    `sha256` is that of the source file, for `run.json`. No conversation (`Document.group`) is history for
-    one person and test for another.
+    `people` is a tuple, or a crowd that makes each when asked for and is never in memory as a whole. `sha256` is
+    that of the source file, for `run.json`. No conversation (`Document.group`) is history for one person and test for
+    another.
     """
 
     source: str
-    people: tuple[Person, ...]
+    people: Sequence[Person]
     warnings: tuple[str, ...]
     counts: Mapping[str, int]
     sha256: str
@@ -37,15 +40,18 @@ class Population:
 def load_people(
     source: str, max_people: int | None, strict: bool = False, min_test: int = MIN_TEST_DOCUMENTS
 ) -> Population:
-    """Return the people of `source`: `chitchat`, the path of a JSONL file, or NAME:FOLDER (`datasets.catalogue`).
+    """Return the people of `source`: `chitchat`, a JSONL file, NAME:FOLDER (`datasets.catalogue`), or `synthetic:N`.
 
-    Order: those with at least `min_test` test documents first, then by own history words, then by id; the
-    first `max_people` are kept, and their pseudonyms do not depend on `max_people`. Broken records become
-    warnings with file and number. Raises DataError if nothing can be read, nobody is left or, with
-    `strict`, at the first broken record.
+    A source that makes its people gives as many as it names, whatever `max_people` is. Of others the order is: those
+    with at least `min_test` test documents first, then by own history words, then by id; the first `max_people` are
+    kept, and their pseudonyms do not depend on `max_people`. Broken records become warnings with file and number.
+    Raises DataError if nothing can be read, nobody is left or, with `strict`, at the first broken record.
     """
     if max_people is not None and max_people < 1:
         raise DataError(f"max_people must be at least 1, not {max_people}")
+    if source.startswith(f"{PREFIX}:"):
+        made = Crowd.everybody(Synthetic.of(source))  # the number stands in the source
+        return Population(source, made, (), {"people": len(made), "people_kept": len(made)}, made.source.sha256)
     if source == "chitchat":
         loaded = chitchat.load(chitchat.find_file(), min_test, strict)
     else:
