@@ -80,6 +80,7 @@ class LanguageModel:
         self.layout: AdapterLayout | None = None
         self.prompt: nn.Embedding | None = None  # a soft prompt of the person's own, see `add_prompt`
         self._prompted = False
+        self._active: list[str] | None = None  # the adapters that are switched on; None: to be switched anew
         self._probe()
 
     @classmethod
@@ -186,6 +187,7 @@ class LanguageModel:
 
         Raises ModelError where the basis names modules that the model lacks, or that lie below the first adapted layer.
         """
+        self._active = None
         if self.peft is not None:
             self._tuner().unload()
         self._check_sites(basis)
@@ -245,7 +247,7 @@ class LanguageModel:
 
     def drop_own(self) -> None:
         """Take the adapter `own` out, of whatever kind."""
-        self.prompt = None
+        self.prompt, self._active = None, None
         if self.peft is not None and OWN in self.peft.peft_config:
             if self.layout is None:
                 self._tuner().unload()
@@ -258,6 +260,9 @@ class LanguageModel:
         self._prompted = OWN in adapters
         if self.peft is not None:
             wanted = [name for name in adapters if name in self.peft.peft_config]
+            if wanted == self._active:  # PEFT walks all modules for a switch: a third of a short training
+                return
+            self._active = wanted
             if wanted:
                 self._tuner().enable_adapter_layers()
                 self._tuner().set_adapter(wanted)

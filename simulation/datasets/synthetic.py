@@ -80,7 +80,7 @@ class Synthetic:
         documents = []
         for i in range(HISTORY + TEST):
             picks = rng.integers(0, (4, 4, len(WHENS)), (2 + int(rng.integers(2)), 3))
-            text = " ".join(f"I {doings[d]} the {words[w]} {WHENS[t]}." for d, w, t in picks)
+            text = " ".join(f"I {doings[d]} the {words[w]} {WHENS[t]}." for d, w, t in picks) + "\n"
             split = "test" if i >= HISTORY else "history"
             documents.append(Document(f"{name}.{i}", (Span(text, own=True),), split, i))
         return Person(name, tuple(documents), kind)
