@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def simulate(
     *,
     overwrite: bool = False,
     replay: Path | None = None,
-    open_hosts: Callable[[Sequence[HostSettings]], Hosts] = HostPool,
+    open_hosts: Callable[[Sequence[HostSettings]], Hosts] | None = None,
 ) -> Report:
     """Run the federation of `config` into the folder `out` and return its report.
 
@@ -72,7 +73,7 @@ def simulate(
     """
     started = time.monotonic()
     setting = prepare(config, out, progress, overwrite, replay)
-    with open_hosts(host_settings(setting)) as pool:
+    with (open_hosts or opener(config))(host_settings(setting)) as pool:
         report = build_report(_run(setting, pool, started))
     write_report(out, report)
     verdict = audit_run(out)
@@ -81,6 +82,15 @@ def simulate(
     if not verdict.holds:
         raise ConfideError(f"the audit of this run does not hold: see {out / 'audit.html'}")
     return report
+
+
+def opener(config: RunConfig) -> Callable[[Sequence[HostSettings]], Hosts]:
+    """Return what opens the hosts of a run: worker processes here, or actors on the nodes of its cluster."""
+    if not config.cluster:
+        return HostPool
+    from simulation.cluster import ClusterPool  # Ray is imported where it is used
+
+    return partial(ClusterPool, address=config.cluster)
 
 
 def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
@@ -102,7 +112,7 @@ def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
         population=setting.population,
         trained=len(setting.trained),
         scored=setting.scored,
-        prepared={user: counts for some in pool.everywhere("prepared") for user, counts in some.items()},
+        prepared=_prepared(pool, campaign),
         probe=probe,
         rows=setting.folder.rows(),
         campaign=campaign,
@@ -149,6 +159,14 @@ def _prepare_people(setting: Setting, pool: Hosts) -> None:
         pool.run([(user, ("prepare", (user,))) for user in everyone], lambda *_: step())
 
 
+def _prepared(pool: Hosts, campaign: Campaign) -> dict[str, dict[str, Any]]:
+    """Return the counts of everybody whose text was prepared; those that a host took with it are counted again."""
+    found = {user: counts for some in pool.everywhere("prepared") for user, counts in some.items()}
+    asked = {user for r in campaign.ledger.account.charged() for user in r.invited}
+    pool.run([(user, ("prepare", (user,))) for user in sorted(asked - found.keys())], found.__setitem__)
+    return found
+
+
 def _probe(setting: Setting, pool: Hosts) -> dict[str, float]:
     """Return the figures of the start-up probes, run on the first person's documents."""
     found: dict[str, dict[str, float]] = {}
@@ -180,7 +198,9 @@ def server_home(setting: Setting) -> ServerHome:
     )
     home.save(setting.secrets.federation)
     if not (setting.folder.checkpoints / PUBLIC).exists():
-        curvature = cached_curvature(setting.model_path, setting.basis, config.adapter, config.seed, setting.progress)
+        curvature = cached_curvature(
+            setting.model_path, setting.basis, config.adapter, config.seed, setting.progress, config.quantize
+        )
         public_of(setting.tables, home.plan, curvature).save(setting.folder.checkpoints)
     return home
 
@@ -190,7 +210,7 @@ def _rounds(setting: Setting, pool: Hosts, home: ServerHome) -> None:
     sums = setting.folder.checkpoints / ROUNDS
     watch = RunWatch(pool, home.plan, sums, setting.progress, setting.folder.keep_row)
     if setting.config.engine == "flower":
-        run_over_flower(home, watch, len(setting.users))
+        run_over_flower(home, watch, len(setting.users), setting.config.cluster)
         return
     with home.rounds(lambda _: LocalCourier(pool), watch) as rounds:
         rounds.run()

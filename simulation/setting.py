@@ -171,7 +171,7 @@ def host_settings(setting: Setting) -> list[HostSettings]:
     The people with a device have the first indices: person j is at place j // W of host j modulo W, which is how a
     relay finds them. Those who will get own adapters come first, so that each host has its share of that work too.
     """
-    workers = setting.config.workers or default_workers()
+    workers = setting.config.workers or default_workers(setting.config.cluster)
     trained, held_out = setting.trained, setting.held_out
     if not isinstance(trained, Crowd):
         own = set(setting.own_people)
@@ -181,8 +181,12 @@ def host_settings(setting: Setting) -> list[HostSettings]:
     return [_host(setting, number, *part, directory) for number, part in enumerate(parts) if any(map(len, part))]
 
 
-def default_workers() -> int:
-    """Return one worker where there is a GPU, else one for each core that this process may use."""
+def default_workers(cluster: str = "") -> int:
+    """Return one worker where there is a GPU, else one for each core that this process may use, or of the cluster."""
+    if cluster:
+        from simulation.cluster import processors
+
+        return processors(cluster)
     import torch
 
     return 1 if torch.cuda.is_available() else max(1, len(os.sched_getaffinity(0)))
@@ -225,7 +229,7 @@ def _suggestions(config: RunConfig, needed: int) -> Sequence[str]:
 def _basis(folder: RunFolder, config: RunConfig, model_path: Path, progress: Progress) -> Basis:
     """Return the basis that the run began with: eigenvectors made again may differ in their last bits."""
     if not folder.basis_file.exists():
-        cached_basis(model_path, config.adapter, config.seed, progress).save(folder.basis_file)
+        cached_basis(model_path, config.adapter, config.seed, progress, config.quantize).save(folder.basis_file)
     return Basis.load(folder.basis_file)
 
 

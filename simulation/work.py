@@ -75,7 +75,8 @@ class HostWork:
         self.config, self.folder, self._noise_root = config, Path(settings.run_folder), settings.noise_root
         self.people = settings.everybody
         self.counts: dict[str, dict[str, Any]] = {}  # of everybody whose text was prepared
-        self.model = LanguageModel.load(settings.model_path, top_layers=config.adapter.layers)
+        layers = config.adapter.layers
+        self.model = LanguageModel.load(settings.model_path, top_layers=layers, quantize=config.quantize)
         basis = Basis.load(Path(settings.basis_file))
         self.model.attach(basis)
         self.model.add_own(config.own.rank, OwnTraining().modules, top_layers=config.own.layers)
@@ -181,6 +182,7 @@ class HostWork:
         self.devices.most = None  # relays come in threads of their own: none may find its device closed by another
         deliveries = Deliveries(self._policy, self._basis)
         service = AgentService(Places(self.devices), deliveries, Worker(self.lock), Pace(patience_s=PATIENCE_S))
+        self.relayed = service.reply
         self._socket = RelaySocket(Path(folder) / f"{self._number}.sock", service.reply)
 
     def observe(self, user: str, number: int, slots: Vector) -> Vector | None:

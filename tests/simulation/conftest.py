@@ -76,6 +76,9 @@ class HostsHere:
     def life(self, user: str) -> int:
         return 0
 
+    def listen(self, folder: Path) -> None:
+        self.everywhere("listen", str(folder))
+
     def __enter__(self) -> HostsHere:
         return self
 

@@ -170,7 +170,7 @@ class Killing(HostPool):
         def told(user: str, result: Any) -> None:
             done(user, result)
             heard.append(user)
-            if self.exchanges == self.stage and len(heard) == 3:
+            if self.exchanges == self.stage and len(heard) == 3 and not any(self.restarts):
                 os.kill(self._processes[0].pid or 0, signal.SIGKILL)
 
         super().run(calls, told if hasattr(self, "exchanges") else done, before)
@@ -186,7 +186,7 @@ def killed_at(number: int) -> Callable[[Sequence[HostSettings]], HostPool]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exchange", [1, 2, 4, 5], ids=["greeting", "release", "training", "answer"])
+@pytest.mark.parametrize("exchange", [1, 2, 3, 4], ids=["greeting", "release", "fit", "answer"])
 def test_a_killed_workers_people_are_run_again_to_the_same_release(run: Any, tmp_path: Path, exchange: int) -> None:
     config: RunConfig = run.config("workers=2", "rounds=1", "compare_without_noise=false")
     pools: list[HostPool] = []
