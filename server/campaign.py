@@ -17,7 +17,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from privacy.account import FEDERATION
 from privacy.answer import sum_answers
@@ -28,6 +27,7 @@ from privacy.files import write_atomic
 from privacy.fixedpoint import decode_mean
 from privacy.ledger import Ledger
 from privacy.query import Cohort, Query
+from privacy.tensors import tensors_to_bytes
 from privacy.wire import Answer
 from server.personas import collapsed, published
 from server.plan import CampaignPlan as CampaignPlan
@@ -168,7 +168,7 @@ class Campaign:
         query = asked.query
         if len(heads) < query.cohort.min_survivors or not set(heads) <= set(asked.invited):
             raise CohortTooSmall(f"a sum of {len(heads)} answers, the query needs {query.cohort.min_survivors}")
-        facts = {"sum": save_tensors({"total": total}).hex(), "heads": dict(heads)}
+        facts = {"sum": tensors_to_bytes({"total": total}).hex(), "heads": dict(heads)}
         write_atomic(self._path(query.round, query.attempt, "sum"), canonical_json(facts))
         result = self._committed(query, total, heads)
         self._take(result)

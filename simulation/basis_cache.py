@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from client.base_model import cache_folder
 from privacy.adapter import Basis
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfideError
 from privacy.files import write_atomic
+from privacy.tensors import tensors_to_bytes
 from simulation.config import AdapterConfig
 from simulation.progress import Progress
 
 RECIPE = "whitened/1"
-CURVATURE_RECIPE = "fisher/1"
+CURVATURE_RECIPE = "fisher/2"
 Arrays = dict[str, NDArray[np.float64]]
 
 
@@ -66,7 +67,7 @@ def cached_curvature(
         name: array.astype(np.float32)
         for name, array in make_curvature(model_path, basis, adapter, seed, progress, quantize).items()
     }
-    write_atomic(path, save(kept))
+    write_atomic(path, tensors_to_bytes(kept))
     return {name: array.astype(np.float64) for name, array in kept.items()}
 
 
