@@ -9,8 +9,9 @@ from pathlib import Path
 from client.documents import Document, Person, own_words
 from privacy.errors import DataError
 from simulation.crowd import Crowd
-from simulation.datasets import catalogue, chitchat, jsonl
-from simulation.datasets.synthetic import PREFIX, Synthetic
+from simulation.datasets import catalogue, chitchat, indexed, jsonl, synthetic
+from simulation.datasets.indexed import Indexed
+from simulation.datasets.synthetic import Synthetic
 
 MIN_TEST_DOCUMENTS = 2
 COVERAGE_WORDS = (256, 512, 1024, 2048)
@@ -40,18 +41,21 @@ class Population:
 def load_people(
     source: str, max_people: int | None, strict: bool = False, min_test: int = MIN_TEST_DOCUMENTS
 ) -> Population:
-    """Return the people of `source`: `chitchat`, a JSONL file, NAME:FOLDER (`datasets.catalogue`), or `synthetic:N`.
+    """Return the people of `source`: `chitchat`, a JSONL file, NAME:FOLDER, `stream:FILE` or `synthetic:N`.
 
-    A source that makes its people gives as many as it names, whatever `max_people` is. Of others the order is: those
-    with at least `min_test` test documents first, then by own history words, then by id; the first `max_people` are
-    kept, and their pseudonyms do not depend on `max_people`. Broken records become warnings with file and number.
+    `stream` and `synthetic` make people when asked for and give all they have, whatever `max_people` is. Of others the
+    order is: those with at least `min_test` test documents first, then by own history words, then by id; the first
+    `max_people` are kept, and their pseudonyms do not depend on `max_people`. Broken records become warnings with file
+    and number.
     Raises DataError if nothing can be read, nobody is left or, with `strict`, at the first broken record.
     """
     if max_people is not None and max_people < 1:
         raise DataError(f"max_people must be at least 1, not {max_people}")
-    if source.startswith(f"{PREFIX}:"):
-        made = Crowd.everybody(Synthetic.of(source))  # the number stands in the source
-        return Population(source, made, (), {"people": len(made), "people_kept": len(made)}, made.source.sha256)
+    name, _, rest = source.partition(":")
+    if name in (synthetic.PREFIX, indexed.PREFIX):
+        found = Synthetic.of(source) if name == synthetic.PREFIX else Indexed.read(Path(rest))
+        made = Crowd.everybody(found)
+        return Population(source, made, (), {"people": len(made), "people_kept": len(made)}, found.sha256)
     if source == "chitchat":
         loaded = chitchat.load(chitchat.find_file(), min_test, strict)
     else:

@@ -73,6 +73,50 @@ def test_a_number_of_people_that_cannot_be_is_refused(source: str) -> None:
         load_people(source, None)
 
 
+def stream(path: Path, people: int = 30) -> Path:
+    """Write people whose lines stand together, in no order of their names; some records name no split."""
+    with path.open("w") as file:
+        for k in np.random.default_rng(3).permutation(people):
+            for d in Synthetic(people).make(int(k)).documents:
+                split = {"split": d.split} if k % 2 else {}
+                file.write(json.dumps({"user": f"u{k}", "i": d.order, "text": d.text.strip(), **split}) + "\n")
+            file.write("\n" * int(k % 3 == 0))
+    return path
+
+
+def test_people_of_a_streamed_file_are_those_of_the_file_read_whole(tmp_path: Path) -> None:
+    path = stream(tmp_path / "people.jsonl")
+    whole = {p.user: p for p in load_people(str(path), None, min_test=1).people}
+    read = load_people(f"stream:{path}", None)
+    crowd = pickle.loads(pickle.dumps(read.people))  # as it travels to a host
+    assert isinstance(crowd, Crowd) and list(crowd.names) == sorted(whole)
+    assert {p.user: p for p in crowd} == whole and read.sha256 == load_people(str(path), None).sha256
+    with path.open("r+b") as file:
+        file.write(b"{}")
+    with pytest.raises(DataError, match="was changed while it was in use"):
+        [crowd[k] for k in range(len(crowd))]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ({"user": "u1", "text": "Again."}, "lines together"),
+        ({"user": "new", "text": "Hm.", "group": "g1"}, "group"),
+        ({"text": "Nobody's."}, "user"),
+        ("{", "no such line"),
+    ],
+)
+def test_a_file_that_cannot_be_streamed_is_refused_with_its_line(tmp_path: Path, line: Any, fault: str) -> None:
+    path = stream(tmp_path / "people.jsonl")
+    lines = path.read_text().count("\n")
+    with path.open("a") as file:
+        file.write((line if isinstance(line, str) else json.dumps(line)) + "\n")
+    with pytest.raises(DataError, match=rf"people.jsonl:{lines + 1}: .*{fault}"):
+        load_people(f"stream:{path}", None)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_people(f"stream:{tmp_path / 'none'}", None)
+
+
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
