@@ -31,7 +31,8 @@ def load_net(path: Path | str, dtype: torch.dtype | None, quantize: str) -> Any:
     if quantize not in KINDS:
         raise ConfigError(f"quantize must be one of {', '.join(KINDS)}, not {quantize!r}")
     more = {} if quantize == NONE else {"quantization_config": _int8()}
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **more).to(chosen_device())
+    net: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **more)
+    return net.to(chosen_device())
 
 
 def chosen_device() -> str:

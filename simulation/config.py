@@ -169,7 +169,7 @@ class RunConfig:
     seed: int = 0
     engine: str = "flower"
     workers: int | None = None
-    cache_mb: int = 1024
+    cache_mb: int = 256
     cluster: str = ""
     dropout: float = 0.0
     scrub: bool = True

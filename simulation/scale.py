@@ -48,6 +48,7 @@ class Point:
             f"rounds={self.rounds}",
             "engine=local",
             "workers=2",
+            "cache_mb=16",
             "privacy.transport=ideal",
             "scrub=false",
             "compare_without_noise=false",

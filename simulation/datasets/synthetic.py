@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from client.documents import Document, Person, Span
+from client.documents import Document, Person, Span, Split
 from privacy.errors import DataError
 
 PREFIX: Final = "synthetic"
@@ -81,6 +81,6 @@ class Synthetic:
         for i in range(HISTORY + TEST):
             picks = rng.integers(0, (4, 4, len(WHENS)), (2 + int(rng.integers(2)), 3))
             text = " ".join(f"I {doings[d]} the {words[w]} {WHENS[t]}." for d, w, t in picks) + "\n"
-            split = "test" if i >= HISTORY else "history"
+            split: Split = "test" if i >= HISTORY else "history"
             documents.append(Document(f"{name}.{i}", (Span(text, own=True),), split, i))
         return Person(name, tuple(documents), kind)
