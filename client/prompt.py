@@ -83,9 +83,9 @@ def context(
 def current(found: Sequence[Passage]) -> list[Passage]:
     """Return `found` without the passages that a newer one among them says again, or takes back in the same words.
 
-    That is, where every word of an older passage stands in the newer one, the commonest aside: nothing is lost. Passages
-    without a time, and of fewer than `LEAST_WORDS` words, stay. A correction that does not name what it corrects is not
-    recognised: order and date alone speak for it.
+    That is, where every word of an older passage stands in the newer one, the commonest aside: nothing is lost.
+    Passages without a time, and of fewer than `LEAST_WORDS` words, stay. A correction that does not name what it
+    corrects is not recognised: order and date alone speak for it.
     """
     told = [(passage, set(words_of(passage.text)), passage.written) for passage in found]
 
