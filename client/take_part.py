@@ -53,8 +53,8 @@ MEANINGS = {
     "ConnectError": "the server cannot be reached",
     "Connection refused": "the server cannot be reached",
     "timed out": "the server cannot be reached",
-    # Flower's heartbeat ends the program without a word where the server takes its signature no longer.
-    "terminated gracefully": "the server turned this device away: not admitted yet, or revoked, or a clock is minutes off",
+    # Flower's heartbeat ends the program without a word where its signature is not taken.
+    "terminated gracefully": "the server turned this device away: not admitted, revoked, or a clock is minutes off",
 }
 
 
