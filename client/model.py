@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from client.core_layer import CoreA
 from client.documents import Document
+from client.network import NONE, load_net
 from client.target_tokens import fitted, targets_in
 from client.token_loss import token_nats
 from privacy.adapter import AdapterLayout, Basis, Cores
@@ -85,19 +86,21 @@ class LanguageModel:
         self._probe()
 
     @classmethod
-    def load(cls, path: Path | str, top_layers: int = 10, dtype: torch.dtype | None = None) -> LanguageModel:
+    def load(
+        cls, path: Path | str, top_layers: int = 10, dtype: torch.dtype | None = None, quantize: str = NONE
+    ) -> LanguageModel:
         """Return the model in folder (or hub id) `path`, on the GPU where there is one.
 
-        `dtype` None keeps what the folder holds. Raises ModelError with one line for anything that is no causal LM.
+        `dtype` None keeps what the folder holds; `quantize` as in `client.network`. Raises ModelError with one line for
+        anything that is no causal LM.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            net: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+            net = load_net(path, dtype, quantize)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(f"cannot load a causal language model from {path}: {reason}") from error
-        return cls(net.to(device), tokenizer, top_layers, str(path))
+        return cls(net, tokenizer, top_layers, str(path))
 
     # -- text to tokens -------------------------------------------------------------------------------------------
 
