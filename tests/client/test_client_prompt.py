@@ -15,7 +15,20 @@ from client.encoder import HashedEncoder
 from client.imported import MAIL, NOTE
 from client.importers import add
 from client.library import Passage
-from client.prompt import CHAT, CONTEXTUAL, CONTINUE, KINDS, NOBODY, PERSONA, PLAIN, PROFILE, REFINED, About, context
+from client.prompt import (
+    CHAT,
+    CONTEXTUAL,
+    CONTINUE,
+    KINDS,
+    NOBODY,
+    PERSONA,
+    PLAIN,
+    PROFILE,
+    REFINED,
+    About,
+    context,
+    current,
+)
 from client.retrieve import PersonalIndex
 from client.topics import about_of
 from client.vault import Vault
@@ -94,6 +107,18 @@ def test_it_keeps_to_its_tokens_whatever_it_is_given(budget: int, texts: list[st
     shown = context(CONTEXTUAL, purpose, found, NOBODY, budget, count)
     rules = count(context(CONTEXTUAL, purpose, [passage(0, "x", 0)], NOBODY, 1000, count))
     assert count(shown) <= max(budget, rules)
+
+
+def test_what_a_newer_memory_says_again_or_takes_back_is_left_out() -> None:
+    old = passage(1, "My dentist is called Doctor Reed.", 10)
+    new = passage(2, "My dentist is called Doctor Frost now, no longer Doctor Reed.", 20)
+    other, undated = passage(3, "My dentist likes boats.", 5), passage(4, old.text, None)
+    assert current([old, other, new]) == current([new, other, old])[::-1] == [other, new]
+    assert current([old, undated]) == [old, undated], "which of them is newer nobody knows"
+    later = passage(5, old.text, 30)
+    assert current([new, later]) == [new, later], "a long memory is more than what a short one repeats of it"
+    text = context(CONTEXTUAL, CHAT, [old, new], NOBODY, 100, count)
+    assert "Frost" in text and text.count("Reed") == 1
 
 
 def test_the_worst_passages_are_left_out_first() -> None:
