@@ -209,8 +209,8 @@ class LanguageModel:
             lora_b.weight = nn.Parameter(torch.tensor(b, device=self.device))
             layer.lora_B[GLOBAL], layer.scaling[GLOBAL], layer.r[GLOBAL] = lora_b, 1.0, ranks[name]
         self.layout = basis.layout
-        layers = {site.module: self.net.get_submodule(site.module) for site in basis.layout.sites}
-        self._places = {name: layer.lora_A[GLOBAL]._modules for name, layer in layers.items()}
+        found = {site.module: self.net.get_submodule(site.module) for site in basis.layout.sites}
+        self._places = {name: layer.lora_A[GLOBAL]._modules for name, layer in found.items()}
         self.activate(GLOBAL)
 
     def add_own(self, rank: int, modules: Sequence[str], kind: str = "lora", top_layers: int | None = None) -> None:
@@ -285,8 +285,7 @@ class LanguageModel:
     def cores(self) -> dict[str, nn.Linear]:
         """Return the trainable core of every module of the basis, in the layout's order."""
         assert self.layout is not None
-        found = {name: place["core"] for name, place in self._places.items()}
-        return {name: linear for name, linear in found.items() if isinstance(linear, nn.Linear)}
+        return {n: core for n, place in self._places.items() if isinstance(core := place["core"], nn.Linear)}
 
     def linear_modules(self) -> dict[str, nn.Linear]:
         """Return every linear module of the adapted layers by full name: where adapters may sit."""

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,46 @@ def core_update(
     after = _flat(model)
     model.set_cores(start)
     return after - before
+
+
+def core_updates(
+    model: LanguageModel, people: Sequence[Sequence[Cached]], start: Cores, settings: CoreTraining
+) -> list[NDArray[np.float64]]:
+    """Return `core_update` of several people, up to rounding: one pass through the model for all of them.
+
+    For simulated people on one machine: their one step starts from the same core and sees all of their documents, so
+    each document's own gradient, clipped as Opacus clips it, is summed by person. Where a batch is larger or padded the
+    last bits differ from a person's alone. Raises ModelError for settings with more steps, sampling or noise.
+    """
+    assert model.layout is not None
+    if settings.steps != 1 or settings.sampling_rate != 1.0 or settings.noise_multiplier:
+        raise ModelError("only one step on all documents, without noise, can be taken for several people together")
+    model.set_cores(start)
+    model.activate(GLOBAL)
+    cores = model.cores()
+    loss, parameters = DocumentLoss(model, cores.values()), [core.weight for core in cores.values()]
+    rows = [(owner, d) for owner, documents in enumerate(people) for d in documents if d.encoded.own_tokens]
+    owners = torch.tensor([owner for owner, _ in rows], dtype=torch.long)
+    sums = torch.zeros(len(people), model.layout.dim, dtype=torch.float64)
+    with trainable(parameters), quiet():
+        wrapped = GradSampleModule(loss.train())
+        try:
+            for chunk in batches_by_length([len(d.encoded.ids) for _, d in rows], StepPlan.batch_tokens):
+                per_document_gradients(wrapped, [rows[i][1] for i in chunk])
+                flat = torch.cat([p.grad_sample.flatten(1) for p in parameters], 1)  # type: ignore[operator]
+                clipped = flat * (settings.document_clip / (flat.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]
+                sums.index_add_(0, owners[chunk], clipped.double().cpu())
+                wrapped.zero_grad(set_to_none=True)
+        finally:
+            unwrap(wrapped, parameters)
+    norms = sums.norm(dim=1, keepdim=True)
+    steps = torch.where(norms > 0, -settings.step * sums / norms, 0.0)
+    return [model.layout.flatten(_by_core(cores, row)).astype(np.float64) for row in steps]
+
+
+def _by_core(cores: Mapping[str, nn.Linear], flat: Tensor) -> dict[str, NDArray[np.float32]]:
+    parts = flat.split([core.weight.numel() for core in cores.values()])
+    return {name: part.view_as(core.weight).numpy() for (name, core), part in zip(cores.items(), parts, strict=True)}
 
 
 def _flat(model: LanguageModel) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ LEAST = {
     "adapter.sample_tokens": 2,
     "adapter.curvature": 0,
     "local.own_tokens": 1,
+    "local.together": 1,
     "local.steps": 1,
     "local.max_document_tokens": 2,
     "own.people": 0,

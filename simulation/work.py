@@ -83,9 +83,9 @@ class HostWork:
         training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip, record_noise(config))
         updates = self.folder / "checkpoints" / "updates"
         twice = config.compare_without_noise and config.privacy.transport != "off"
-        kept_bytes = config.cache_mb * 2**20
+        kept_bytes, together = config.cache_mb * 2**20, local.together
         self.learner = ObservedLearner(
-            updates, self.model, training, local.max_document_tokens, twice, tables_of(config), kept_bytes
+            updates, self.model, training, local.max_document_tokens, twice, tables_of(config), kept_bytes, together
         )
         self._slots = {text.partition(":")[0].strip(): k for k, text in enumerate(declared_of(config.queries.declared))}
         root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)

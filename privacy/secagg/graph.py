@@ -11,7 +11,7 @@ cut out and summed apart. The order must be one that nobody chose; see `ring` fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import comb
@@ -103,12 +103,12 @@ class Ring:
 
     def neighbours(self, rank: int) -> tuple[int, ...]:
         """Return the ranks that `rank` shares secrets and masks with, ascending, without itself."""
-        if self.links.complete:
-            return tuple(other for other in range(self.size) if other != rank)
-        if rank not in self._known:
-            at, reach = self._place[rank], self.links.reach
-            near = {self.order[(at + step) % self.size] for step in range(-reach, reach + 1)}
-            self._known[rank] = tuple(sorted(near - {rank}))
+        if rank not in self._known:  # a server asks for every pair
+            near: Iterable[int] = range(self.size)
+            if not self.links.complete:
+                at, reach = self._place[rank], self.links.reach
+                near = {self.order[(at + step) % self.size] for step in range(-reach, reach + 1)}
+            self._known[rank] = tuple(sorted({*near} - {rank}))
         return self._known[rank]
 
     def every_run_holds(self, present: Sequence[bool]) -> bool:

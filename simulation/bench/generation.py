@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _factors(linears: dict[str, torch.nn.Linear], rank: int, seed: int) -> Facto
     return {name: (one(rank, m.in_features), one(m.out_features, rank)) for name, m in linears.items()}
 
 
-def _activate(model: LanguageModel, parts: list[Factors], rank: int) -> None:
+def _activate(model: LanguageModel, parts: Sequence[Factors], rank: int) -> None:
     """Put the factors into the model as PEFT's own adapters, all of them active."""
     from peft import LoraConfig, get_peft_model
 

@@ -28,7 +28,7 @@ BATCH_TOKENS = 2048
 PEER_BATCH = 8
 
 
-def dp_row(path: Path, basis: Basis, documents: Sequence[Encoded], layers: int, steps: int = 4, tries: int = 3) -> Row:
+def dp_row(path: Path, basis: Basis, documents: Sequence[Encoded], layers: int, steps: int = 2, tries: int = 2) -> Row:
     """Return the row `train.dp`: time with record-level privacy over time without; 1 is the least that there can be."""
     torch.set_num_threads(1)
     ours = _ours(path, basis, documents, layers, steps, tries)

@@ -35,6 +35,7 @@ from simulation.bench.row import Row, less_is_better
 HELD_OUT = 16
 PEER_RANK = 2  # LoRA of rank 2 on q and v has as many numbers as our cores of rank 8 on all seven modules: 1,792
 OUR_RANK = 8
+TOGETHER = 16  # people whose step is one pass through the model
 LEARNING_RATE = 1.0
 FLOWER = ("Flower 1.41 simulation (Ray), FedAvg", Peer("flower_fedavg.py", OURS))
 PFL = ("pfl-research 0.6 (torch), FedAvg", Peer("pfl_fedavg.py", "pfl"))
@@ -88,6 +89,7 @@ def our_run(folder: Path, model: Path, people: Path, sizes: SimulationSizes) -> 
         f"evaluation.held_out={HELD_OUT}", f"evaluation.test_tokens={DOCUMENT_TOKENS}", "engine=local",
         f"workers={sizes.workers}", "privacy.transport=ideal", "scrub=false", "compare_without_noise=false",
         f"adapter.rank={OUR_RANK}", f"local.own_tokens={DOCUMENTS * DOCUMENT_TOKENS}", "own.people=0",
+        f"local.together={TOGETHER}",
     ]  # fmt: skip
     arguments = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "confide", "simulate", "--out", str(folder / "run"), "--json", *arguments]
@@ -125,7 +127,8 @@ def _same(sizes: SimulationSizes, report: dict[str, Any], found: dict[str, Any])
     return (
         f"{sizes.people} people, {sizes.rounds} rounds, one step each on {DOCUMENTS} documents of {DOCUMENT_TOKENS} "
         f"tokens, float32, {found['numbers']} numbers trained, {sizes.workers} workers; not the same: where the "
-        "numbers sit; ours alone clips each document and person, adds integer noise, keeps a signed ledger a person, "
+        f"numbers sit; ours takes {TOGETHER} people's steps in one pass, and it alone clips each document and person, "
+        "adds integer noise, keeps a signed ledger a person, "
         f"makes a basis, scores {HELD_OUT} more people, audits and reports; of it the rounds took ours "
         f"{training:.1f} s, the peer {found['rounds_s']:.1f} s"
     )

@@ -43,7 +43,7 @@ class BenchSizes:
     documents: int = 10_000
     train_documents: int = 64
     epochs: int = 3
-    dp_documents: int = 16
+    dp_documents: int = 8
     rank: int = 16
     model: str = "smollm2-135m"
     train_people: str = "chitchat"

@@ -29,7 +29,7 @@ from simulation.bench.retrieval import Corpus, RetrievalSizes, retrieval_rows
 from simulation.bench.row import Row, less_is_better
 from simulation.bench.simulate import SimulationSizes, simulation_rows
 from simulation.bench.start import start_row
-from simulation.bench.suite import PARTS, BenchSizes, run_parts
+from simulation.bench.suite import PARTS, BenchSizes, Missing, Parts, run_parts
 from simulation.population import load_people
 from simulation.progress import Progress
 
@@ -194,12 +194,11 @@ def test_one_part_that_cannot_run_does_not_stop_the_others() -> None:
     def broken(*_: object) -> list[Row]:
         raise ConfideError("no model here")
 
-    def missing(_sizes: BenchSizes, _limits: Limits, say: object) -> list[Row]:
-        assert callable(say)
+    def missing(_sizes: BenchSizes, _limits: Limits, say: Missing) -> list[Row]:
         say("a peer: not run: no network")
         return [less_is_better("one", "s", 1.0, ("p", 2.0), "everything but what is not")]
 
-    parts = {"broken": broken, "missing": missing}
+    parts: Parts = {"broken": broken, "missing": missing}
     found = run_parts(["broken", "missing"], BenchSizes(), Progress(quiet=True), parts)
     assert [row["work"] for row in found["rows"]] == ["one"]
     assert found["not_run"] == ["broken: no model here", "a peer: not run: no network"]
