@@ -263,7 +263,7 @@ class LanguageModel:
         self._prompted = OWN in adapters
         if self.peft is not None:
             wanted = [name for name in adapters if name in self.peft.peft_config]
-            if wanted == self._active:  # PEFT walks all modules for a switch: a third of a short training
+            if wanted == self._active:  # PEFT walks all modules for a switch: a quarter of a short training
                 return
             self._active = wanted
             if wanted:

@@ -61,7 +61,7 @@ class Point:
 
 
 CURVES: Mapping[str, Sequence[Point]] = {
-    "people": [replace(Point(), people=n) for n in (1_000, 10_000, 100_000)],
+    "people": [replace(Point(), people=n) for n in (1_000, 10_000, 100_000, 1_000_000)],
     "cohort": [replace(Point(), cohort=n) for n in (50, 200, 800)],
     "rank": [replace(Point(), rank=r) for r in (4, 8, 16, 32)],
     "personas": [replace(Point(), personas=k) for k in (0, 2, 4, 8)],
