@@ -11,7 +11,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 RUN   := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format stat e2e deploy-lint sbom artefacts lock clean
+.PHONY: help setup demo test check format stat e2e deploy-lint sbom artefacts lock docs clean
 
 help:
 	@echo "make demo    a federation of real people on this machine; writes runs/demo/"
@@ -19,6 +19,7 @@ help:
 	@echo "make check   format, lint, types, import rules"
 	@echo "make stat    tests of distributions, by many draws"
 	@echo "make e2e     whole commands, kill -9, downloads"
+	@echo "make docs    the documentation site, into build/site"
 	@echo "make setup   what all of these do first, in $(VENV)"
 
 setup: $(READY)
@@ -91,12 +92,25 @@ artefacts: sbom
 	@$(BIN)/python -P deploy/supply/artefacts.py sign dist $(KEY)
 	@echo "dist/: $$(ls dist | tr '\n' ' ')"
 
+# The site, built strictly; what it needs beside the lock comes from a lock of its own.
+$(VENV)/.docs-ready: $(READY) docs/requirements.lock
+	@$(PIP) install --no-deps --require-hashes --requirement docs/requirements.lock
+	@touch $@
+
+docs: $(VENV)/.docs-ready
+	@NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
+	@echo "docs: open build/site/index.html"
+
 # The lock of everything but torch, pip and confide itself; holds no index address.
 lock: $(READY)
 	@CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev --output-file $(VENV)/lock.txt pyproject.toml
 	@awk '/^[a-z0-9]/ { skip = $$0 ~ /^(confide|pip|torch)( @|==)/ } /^# (WARNING|Consider)/ { next } !skip' $(VENV)/lock.txt \
 	  > requirements.lock
+	@CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra docs --constraint requirements.lock \
+	  --output-file $(VENV)/docs-lock.txt pyproject.toml
+	@$(BIN)/python deploy/supply/beside.py $(VENV)/docs-lock.txt requirements.lock > docs/requirements.lock
 
 clean:
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

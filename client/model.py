@@ -79,6 +79,7 @@ class LanguageModel:
         self.device, self.dtype = self.head.device, self.head.dtype
         self.peft: PeftModel | None = None
         self.layout: AdapterLayout | None = None
+        self._places: dict[str, dict[str, nn.Module | None]] = {}  # module of the basis -> what holds its core
         self.prompt: nn.Embedding | None = None  # a soft prompt of the person's own, see `add_prompt`
         self._prompted = False
         self._active: list[str] | None = None  # the adapters that are switched on; None: to be switched anew
@@ -208,6 +209,8 @@ class LanguageModel:
             lora_b.weight = nn.Parameter(torch.tensor(b, device=self.device))
             layer.lora_B[GLOBAL], layer.scaling[GLOBAL], layer.r[GLOBAL] = lora_b, 1.0, ranks[name]
         self.layout = basis.layout
+        layers = {site.module: self.net.get_submodule(site.module) for site in basis.layout.sites}
+        self._places = {name: layer.lora_A[GLOBAL]._modules for name, layer in layers.items()}
         self.activate(GLOBAL)
 
     def add_own(self, rank: int, modules: Sequence[str], kind: str = "lora", top_layers: int | None = None) -> None:
@@ -282,9 +285,7 @@ class LanguageModel:
     def cores(self) -> dict[str, nn.Linear]:
         """Return the trainable core of every module of the basis, in the layout's order."""
         assert self.layout is not None
-        found = {
-            s.module: self.net.get_submodule(s.module).lora_A[GLOBAL].get_submodule("core") for s in self.layout.sites
-        }
+        found = {name: place["core"] for name, place in self._places.items()}
         return {name: linear for name, linear in found.items() if isinstance(linear, nn.Linear)}
 
     def linear_modules(self) -> dict[str, nn.Linear]:

@@ -10,11 +10,11 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from packaging.requirements import Requirement
 
 import confide
+from tests.documents import blocks, make_targets
 
 ROOT = Path(confide.__file__).parent
 PACKAGES = ("privacy", "client", "server", "simulation")
@@ -265,72 +265,10 @@ def test_no_note_to_self_is_published() -> None:
     assert found == []
 
 
-def fenced_commands(text: str) -> list[str]:
-    """Return the command lines of the shell blocks of a Markdown text, without prompt or comment."""
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, flags=re.DOTALL)
-    lines = (line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines())
-    return [line.partition(" #")[0].strip() for line in lines if line and not line.startswith("#")]
-
-
-def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-
-
-def unknown_command(line: str) -> str:
-    """Return what a `make` or `confide` line names that does not exist: target, command or option; else ""."""
-    words = re.sub(r"[\[\]]", " ", line).split()
-    if len(words) < 2 or not re.fullmatch(r"[a-z][\w-]*", words[1]):
-        return ""
-    if words[0] == "make":
-        return "" if words[1] in make_targets() else words[1]
-    if words[0] != "confide":
-        return ""
-    if words[1] not in confide.COMMANDS or not confide.COMMANDS[words[1]].exists:
-        return words[1]
-    commands = [confide.load(confide.COMMANDS[words[1]], words[1])]
-    if isinstance(commands[0], click.Group) and len(words) > 2:
-        below = words[2].split("|")
-        if missing := set(below) - set(commands[0].commands):
-            return ", ".join(sorted(missing))
-        commands = [commands[0].commands[name] for name in below]
-    known = {option for command in commands for parameter in command.params for option in parameter.opts}
-    return ", ".join(
-        word for word in words if word.startswith("--") and word.partition("=")[0] not in known | {"--help"}
-    )
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["make nothing", "confide nothing", "confide model nothing", "confide model get|nothing", "confide model get --no"],
-)
-def test_the_search_for_unknown_commands_finds_them(line: str) -> None:
-    assert unknown_command(line)
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["make test", "confide model get x [--json]", "confide model get|list --json", "confide --help", "ls nothing"],
-)
-def test_the_search_for_unknown_commands_passes_known_ones(line: str) -> None:
-    assert not unknown_command(line)
-
-
-def test_documents_name_commands_that_exist() -> None:
-    """DECISIONS.md is a log: it may name what was, or what was refused."""
-    unknown = []
-    for path in published():
-        if path.suffix == ".md" and path.name != "DECISIONS.md":
-            text = path.read_text()
-            inline = re.findall(r"`((?:make|confide) [^`]*)`", text)
-            unknown += [
-                f"{relative(path)}: {line}" for line in [*fenced_commands(text), *inline] if unknown_command(line)
-            ]
-    assert unknown == []
-
-
 def test_readme_starts_with_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
-    assert fenced_commands(text)[:2] == ["make demo", "make test"]
+    typed = [line for block in blocks("README.md", text) if block.shell for line, _ in block.steps()]
+    assert typed[:2] == ["make demo", "make test"]
     assert text.index("make demo") < text.index("\n## "), "the commands come before the first section"
 
 
