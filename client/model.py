@@ -91,8 +91,7 @@ class LanguageModel:
     ) -> LanguageModel:
         """Return the model in folder (or hub id) `path`, on the GPU where there is one.
 
-        `dtype` None keeps what the folder holds; `quantize` as in `client.network`. Raises ModelError with one line for
-        anything that is no causal LM.
+        `dtype` None keeps what is stored; `quantize`: see `client.network`. Raises ModelError for what is no causal LM.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)

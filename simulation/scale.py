@@ -150,7 +150,7 @@ def measure(model: Path, out: Path, names: Sequence[str]) -> None:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw memory and processor seconds over people, and these over the other factors. Raises DataError for none."""
+    """Draw memory by second of the largest run, and curves of two points at least. Raises DataError for none."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -161,7 +161,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         raise DataError("nothing was measured")
     panels = [("people", "peak_mib"), ("people", "processor_seconds"), ("cohort", "processor_seconds")]
     panels += [("numbers", "processor_seconds"), ("personas", "processor_seconds")]
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 2.4), layout="constrained")
+    panels = [panel for panel in panels if len(_along(rows, panel[0])) > 1]
+    size = (3.6 + 2.0 * len(panels), 2.4)
+    figure, grid = plt.subplots(1, 1 + len(panels), figsize=size, layout="constrained", squeeze=False)
+    first, *axes = grid[0]
+    largest = max(rows, key=lambda row: row["people"] * row["rounds"] * row["cohort"])
+    first.plot(largest.get("memory_mib", []), color="#1b6ca8")
+    first.set(xlabel=f"second of {largest['people']:,} people", ylabel=LABELS["peak_mib"], ylim=(0, None))
     for axis, (factor, what) in zip(axes, panels, strict=True):
         points = sorted((row[factor], row[what]) for row in _along(rows, factor))
         axis.plot(*zip(*points, strict=True), "o-", color="#1b6ca8", markersize=3)

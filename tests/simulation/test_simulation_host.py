@@ -32,6 +32,7 @@ def kill(pool: HostPool, w: int) -> None:
     pool._processes[w].join(PATIENCE_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", [lambda p: p.run([("u1", ("probe", ("u1",)))], print), lambda p: p.everywhere("probe")])
 def test_a_worker_that_died_is_started_again_and_asked_again(ask: Callable[[HostPool], Any]) -> None:
     """What it answers shows that it is there: it has no model to load."""
