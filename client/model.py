@@ -91,8 +91,7 @@ class LanguageModel:
     ) -> LanguageModel:
         """Return the model in folder (or hub id) `path`, on the GPU where there is one.
 
-        `dtype` None keeps what the folder holds; `quantize` as in `client.network`. Raises ModelError with one line for
-        anything that is no causal LM.
+        `dtype` None keeps what is stored; `quantize`: see `client.network`. Raises ModelError for what is no causal LM.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
@@ -266,7 +265,7 @@ class LanguageModel:
         self._prompted = OWN in adapters
         if self.peft is not None:
             wanted = [name for name in adapters if name in self.peft.peft_config]
-            if wanted == self._active:  # PEFT walks all modules for a switch: a third of a short training
+            if wanted == self._active:  # PEFT walks all modules for a switch: a quarter of a short training
                 return
             self._active = wanted
             if wanted:

@@ -9,7 +9,6 @@ offered: torchao's packed form needs a kernel that is not on this machine's proc
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,8 +40,6 @@ def chosen_device() -> str:
 
 
 def _int8() -> Any:
-    for noisy in ("torchao", "torch.utils._pytree"):  # kernels for cards that are not there
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         from torchao.quantization import Int8WeightOnlyConfig
     except ImportError:

@@ -25,6 +25,14 @@ from privacy.errors import ConfigError, DataError
 
 EVERY_S = 1.0
 MIB = 2**20
+LABELS = {
+    "people": "people",
+    "cohort": "devices a round",
+    "numbers": "shared numbers",
+    "personas": "personas",
+    "peak_mib": "MiB at most, all processes",
+    "processor_seconds": "processor seconds, all processes",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Point:
     """One run: what varies. `rank` gives 7 rank^2 numbers a layer; half of the rounds train `personas` if there are."""
 
     people: int = 10_000
-    cohort: int = 200
+    cohort: int = 100
     rank: int = 8
     personas: int = 0
     rounds: int = 2
@@ -61,10 +69,10 @@ class Point:
 
 
 CURVES: Mapping[str, Sequence[Point]] = {
-    "people": [replace(Point(), people=n) for n in (1_000, 10_000, 100_000)],
-    "cohort": [replace(Point(), cohort=n) for n in (50, 200, 800)],
-    "rank": [replace(Point(), rank=r) for r in (4, 8, 16, 32)],
-    "personas": [replace(Point(), personas=k) for k in (0, 2, 4, 8)],
+    "people": [replace(Point(), people=n) for n in (1_000, 10_000, 100_000, 1_000_000)],
+    "cohort": [replace(Point(), cohort=n) for n in (50, 100, 400)],
+    "rank": [replace(Point(), rank=r) for r in (8, 16, 32)],
+    "personas": [replace(Point(), personas=k) for k in (0, 2, 4)],
     "large": [Point(people=100_000, cohort=1_000, rounds=5)],
 }
 
@@ -142,7 +150,7 @@ def measure(model: Path, out: Path, names: Sequence[str]) -> None:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw seconds of a round and memory over people, and seconds over the other factors. Raises DataError for none."""
+    """Draw memory by second of the largest run, and curves of two points at least. Raises DataError for none."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -151,14 +159,19 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     if not rows:
         raise DataError("nothing was measured")
-    panels = [("people", "peak_mib", "MiB, all processes, at most"), ("people", "round", "seconds a round")]
-    panels += [("cohort", "round", "seconds a round"), ("numbers", "round", "seconds a round")]
-    panels += [("personas", "round", "seconds of a persona round")]
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 2.4), layout="constrained")
-    for axis, (factor, what, label) in zip(axes, panels, strict=True):
-        points = sorted((row[factor], _figure(row, what)) for row in _along(rows, factor))
+    panels = [("people", "peak_mib"), ("people", "processor_seconds"), ("cohort", "processor_seconds")]
+    panels += [("numbers", "processor_seconds"), ("personas", "processor_seconds")]
+    panels = [panel for panel in panels if len(_along(rows, panel[0])) > 1]
+    size = (3.6 + 2.0 * len(panels), 2.4)
+    figure, grid = plt.subplots(1, 1 + len(panels), figsize=size, layout="constrained", squeeze=False)
+    first, *axes = grid[0]
+    largest = max(rows, key=lambda row: row["people"] * row["rounds"] * row["cohort"])
+    first.plot(largest.get("memory_mib", []), color="#1b6ca8")
+    first.set(xlabel=f"second of {largest['people']:,} people", ylabel=LABELS["peak_mib"], ylim=(0, None))
+    for axis, (factor, what) in zip(axes, panels, strict=True):
+        points = sorted((row[factor], row[what]) for row in _along(rows, factor))
         axis.plot(*zip(*points, strict=True), "o-", color="#1b6ca8", markersize=3)
-        axis.set(xlabel=factor if factor != "numbers" else "shared numbers", ylabel=label, ylim=(0, None))
+        axis.set(xlabel=LABELS[factor], ylabel=LABELS[what], ylim=(0, None))
         if factor in ("people", "numbers"):
             axis.set_xscale("log")
     figure.savefig(path, metadata={"Date": None})
@@ -170,11 +183,6 @@ def _along(rows: Sequence[Mapping[str, Any]], factor: str) -> list[Mapping[str, 
     middle = asdict(Point())
     mine = "rank" if factor == "numbers" else factor
     return [row for row in rows if all(row[key] == value for key, value in middle.items() if key != mine)]
-
-
-def _figure(row: Mapping[str, Any], what: str) -> float:
-    """Return a figure of a point; a round's seconds are the last round's: the first also loads and prepares."""
-    return float(row["round_seconds"][-1] if what == "round" else row[what])
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from privacy.errors import ConfigError, ModelError
 from simulation.setting import default_workers
 
 TEXTS = ("I paint the boat today. I paint the boat again.", "I lost the lamp. I lost the letter in winter.")
-BITS = ("none", "int8")
+extra = pytest.mark.skipif(find_spec("torchao") is None, reason="needs the extra `quantized`")
+BITS = ("none", pytest.param("int8", marks=extra))
 
 
 def documents() -> list[Document]:
@@ -90,6 +92,7 @@ def test_the_likeliest_tokens_are_those_of_the_network_itself(folders: dict[str,
     assert len(written) == 6
 
 
+@extra
 def test_eight_bits_take_less_and_say_nearly_the_same(folders: dict[str, Path]) -> None:
     for kind, folder in folders.items():
         whole, small = load_net(folder, None, "none"), load_net(folder, None, "int8")
@@ -104,6 +107,7 @@ def test_eight_bits_take_less_and_say_nearly_the_same(folders: dict[str, Path]) 
         assert 0 < float((logits[0] - logits[1]).abs().sum(-1).max()) < 0.1
 
 
+@extra
 def test_a_served_adapter_stays_beside_layers_in_eight_bits(folders: dict[str, Path]) -> None:
     model = LanguageModel.load(folders["llama"], top_layers=2, quantize="int8")
     name, module = next(iter(model.linear_modules().items()))
@@ -134,6 +138,12 @@ def test_a_folder_with_files_and_unknown_bits_are_refused(folders: dict[str, Pat
         random_model(folders["llama"])
     with pytest.raises(ConfigError, match="quantize must be one of none, int8"):
         load_net(folders["llama"], None, "int2")
+
+
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="shows what happens without the extra")
+def test_without_the_extra_eight_bits_are_refused_in_one_line(folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match="needs torchao: install the extra `quantized`"):
+        load_net(folders["llama"], None, "int8")
 
 
 def test_where_there_is_a_gpu_the_model_lives_there_and_one_worker_uses_it(

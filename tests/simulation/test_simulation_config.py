@@ -11,7 +11,7 @@ import pytest
 
 from privacy.accounting import epsilon_zcdp, rho_for_epsilon
 from privacy.errors import ConfigError
-from simulation.config import RunConfig, config_of, load_config
+from simulation.config import MACHINE, RunConfig, config_of, load_config
 
 # Every key with a value that is not its default, as a person would write it.
 OTHER = {
@@ -25,6 +25,9 @@ OTHER = {
     "seed": 5,
     "engine": "local",
     "workers": 2,
+    "cache_mb": 64,
+    "cluster": "127.0.0.1:6379",
+    "quantize": "int8",
     "dropout": 0.25,
     "scrub": False,
     "compare_without_noise": False,
@@ -228,7 +231,7 @@ def test_no_noise_is_asked_for_by_its_name(z: float) -> None:
 def test_the_campaign_is_named_by_all_that_decides_its_outcome(key: str) -> None:
     text = f'"{OTHER[key]}"' if isinstance(OTHER[key], str) else str(OTHER[key]).lower()
     other = load_config(None, [f"{key}={text}"])
-    assert (other.campaign == RunConfig().campaign) == (key in ("workers", "engine"))
+    assert (other.campaign == RunConfig().campaign) == (key in MACHINE)
 
 
 def test_a_configuration_survives_its_manifest() -> None:

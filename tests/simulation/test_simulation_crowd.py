@@ -180,6 +180,33 @@ def test_neither_text_nor_devices_that_make_room_for_others_change_a_bit(
     assert same(tmp_path / "wide", tmp_path / "narrow") and Narrow.most == 1
 
 
+def test_a_crowds_run_that_was_cut_off_goes_on_to_the_same_release(
+    run: Any, tmp_path: Path, hosts_here: type[Any]
+) -> None:
+    """Cut off in the second round: who took part in the first is neither asked again nor left out of the report."""
+
+    class CutOff(hosts_here):  # type: ignore[misc]
+        asked = 0
+
+        def run(self, calls: Any, done: Any, before: Before = nothing) -> None:
+            CutOff.asked += bool(calls) and calls[0][1][0] == "relay"
+            if CutOff.asked == 8:
+                calls = calls[:5]
+            super().run(calls, done, before)
+            if CutOff.asked == 8:
+                raise ConfideError("the machine went down")
+
+    config = run.config("workers=1", *CROWD, "rounds=2")
+    with pytest.raises(ConfideError, match="went down"):
+        simulate(config, tmp_path / "cut", Progress(quiet=True), replay=run.key, open_hosts=CutOff)
+    assert len(list((tmp_path / "cut" / "checkpoints" / "rounds").glob("*.sum"))) == 1
+    for name in ("cut", "whole"):
+        simulate(config, tmp_path / name, Progress(quiet=True), replay=run.key, open_hosts=hosts_here)
+    assert same(tmp_path / "cut", tmp_path / "whole")
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("cut", "whole")]
+    assert reports[0]["what"]["training_tokens"] == reports[1]["what"]["training_tokens"] > 0
+
+
 def peak_of(run: Any, folder: Path, people: int) -> int:
     tracemalloc.start()
     try:
