@@ -1,4 +1,4 @@
-"""What a federation released, verified against its own signer and ledger, and a copy of it for whoever shall have it."""
+"""What a federation released, verified against its own signer and ledger, and copies of it."""
 
 from __future__ import annotations
 

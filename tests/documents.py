@@ -19,7 +19,7 @@ from simulation.config import RunConfig, load_config
 ROOT = Path(confide.__file__).parent
 SHELLS = ("sh", "bash", "console")
 FENCE = re.compile(r"^```+\s*(\S*)[^\n]*\n(.*?)^```+\s*$", re.DOTALL | re.MULTILINE)
-MARK = re.compile(r"<!--\s*(run|run slowly|not run):\s*(.*?)\s*-->\s*\Z", re.DOTALL)
+MARK = re.compile(r"<!--\s*(run|run slowly|not run):\s*((?:(?!-->).)*?)\s*-->\s*\Z", re.DOTALL)
 # A line that is a form and no command: it has a choice, something left out, or a part that may be left out.
 FORM = re.compile(r"\||…|\.\.\.|\[")
 
