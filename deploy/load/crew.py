@@ -1,4 +1,4 @@
-"""Many devices in one process: real policies, ledgers, keys, journals and sums. Run in the end-to-end test (tests/deploy).
+"""Many devices in one process: real policies, ledgers, keys, journals, sums. Run in the end-to-end test (tests/deploy).
 
 Only the training is made up: a device answers a vector of its own, drawn once, in no time. So what is measured is the
 protocol, the server and Flower, not a model.
