@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from privacy.answer import make_answer
 from privacy.canonical import sha256_hex
 from privacy.directory import Directory
 from privacy.errors import PolicyRefused
-from privacy.files import write_atomic
+from privacy.files import Disk, write_atomic
 from privacy.ledger import Ledger
 from privacy.noise import KeyStream
 from privacy.objective import NEAREST, NEEDS_PUBLIC_TABLES, RECORD_LEVEL
@@ -251,6 +252,51 @@ def batches_event(event: bytes) -> bytes:
     return bytes.fromhex(sha256_hex(b"confide/batches/1\x00" + event))
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What the devices of one process have in common; `device` opens one of them from its files.
+
+    Ledgers lie in `folder`, kept answers and journals under `answers`. `granted` is the policy's file with the root key
+    that signed it: the ledgers then hold their owners to it. `disk` is what ledgers are written to.
+    """
+
+    folder: Path
+    policy: Policy
+    noise_key_of: Callable[[str], bytes]
+    learner: Learner
+    answers: Path
+    directory: Directory | None = None
+    new_journal: Callable[[Path], Journal] = FileJournal
+    verify: Verify = verify_signature
+    granted: tuple[bytes, Ed25519PublicKey] | None = None
+    record: RecordCharge | None = None
+    disk: Disk | None = None
+
+    def device(self, user: str, key: Ed25519PrivateKey) -> Device:
+        """Return the device of `user`, its ledger open: begun now, or as it was left."""
+        genesis = {"federation": self.policy.federation, "owner": user}
+        if self.granted is not None:
+            genesis["root_key"] = self.granted[1].public_bytes_raw().hex()
+        ledger = Ledger(self.folder / f"{user}.jsonl", key, genesis, disk=self.disk)
+        if self.granted is not None:
+            ledger.grant(self.granted[0])
+        home = self.answers / user
+        home.mkdir(parents=True, exist_ok=True)
+        return Device(
+            user,
+            home,
+            self.policy,
+            ledger,
+            key,
+            self.noise_key_of(user),
+            self.learner,
+            self.directory,
+            self.new_journal(home),
+            self.verify,
+            self.record,
+        )
+
+
 def open_devices(
     folder: Path,
     policy: Policy,
@@ -262,25 +308,7 @@ def open_devices(
     directory: Directory | None = None,
     new_journal: Callable[[Path], Journal] = FileJournal,
     verify: Verify = verify_signature,
-    granted: tuple[bytes, Ed25519PublicKey] | None = None,
-    record: RecordCharge | None = None,
 ) -> dict[str, Device]:
-    """Return a device for each user, ledgers open in `folder`, kept answers and journals under `answers`.
-
-    `granted` is the policy's file with the root key that signed it: the ledgers then hold their owners to it.
-    """
-    devices = {}
-    for user in users:
-        genesis = {"federation": policy.federation, "owner": user}
-        if granted is not None:
-            genesis["root_key"] = granted[1].public_bytes_raw().hex()
-        ledger = Ledger(folder / f"{user}.jsonl", keys[user], genesis)
-        if granted is not None:
-            ledger.grant(granted[0])
-        home = answers / user
-        home.mkdir(parents=True, exist_ok=True)
-        noise_key, journal = noise_key_of(user), new_journal(home)
-        devices[user] = Device(
-            user, home, policy, ledger, keys[user], noise_key, learner, directory, journal, verify, record
-        )
-    return devices
+    """Return a device for each user, all of them open, see `Opening`."""
+    opening = Opening(folder, policy, noise_key_of, learner, answers, directory, new_journal, verify)
+    return {user: opening.device(user, keys[user]) for user in users}

@@ -67,6 +67,7 @@ class AgentSettings:
     document_clip: float = 1.0
     hold_s: float = 60.0
     tick_s: float = 0.25
+    quantize: str = "none"  # the base model's layers in memory, see `client.network`
     dial: str = "all"  # joining is the owner's choice; less than all is one more (`client.dial`)
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from client.model import Cached, Encoded, LanguageModel, batches_by_length, padded
+from client.network import plain
 from privacy.adapter import Basis
 from privacy.errors import ModelError
 
@@ -215,7 +216,7 @@ def svd_basis(model: LanguageModel, settings: BasisSettings) -> Basis:
     factors, modules = {}, chosen_modules(model, settings.modules)
     _check_rank(modules, settings.rank)
     for name, module in modules.items():
-        u, s, vt = torch.linalg.svd(module.weight.detach().float().cpu(), full_matrices=False)
+        u, s, vt = torch.linalg.svd(plain(module.weight).float().cpu(), full_matrices=False)
         r = settings.rank
         factors[name] = (_bfloat16_values(vt[:r].numpy()), _bfloat16_values((u[:, :r] * s[:r]).numpy()))
     return Basis(factors)

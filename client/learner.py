@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -34,7 +35,9 @@ from privacy.query import Query
 class TextLearner:
     """Local training on people's documents; the frozen layers' outputs are computed once and kept in memory.
 
-    What is kept is personal text in another form: it lives in this process alone and `forget` drops it.
+    What is kept is personal text in another form: it lives in this process alone and `forget` drops it. With
+    `most_bytes` whoever was used longest ago is forgotten until the rest fits; the person in use always stays. `knows`
+    says who has to be added again.
     """
 
     def __init__(
@@ -43,9 +46,12 @@ class TextLearner:
         training: CoreTraining,
         max_document_tokens: int,
         tables: PublicTables | None = None,
+        most_bytes: int | None = None,
     ) -> None:
         self.model, self.training, self.max_document_tokens = model, training, max_document_tokens
-        self.tables = tables
+        self.tables, self.most_bytes = tables, most_bytes
+        self.held_bytes = 0
+        self._sizes = OrderedDict[str, int]()  # by person, whoever was used last at the end
         self.named: dict[str, int] = {}  # the persona that a person's owner declared
         self.votes: dict[str, tuple[int, int]] = {}  # blind comparisons made, and won by the shared adapters
         self._portraits: dict[str, NDArray[np.float64]] = {}
@@ -53,7 +59,7 @@ class TextLearner:
         self.documents: dict[str, tuple[Document, ...]] = {}
         self._encoded: dict[str, list[Encoded]] = {}
         self._replies: dict[str, list[Encoded]] = {}
-        self._cached: dict[tuple[str, str], Cached] = {}
+        self._cached: dict[str, dict[str, Cached]] = {}  # by person, and there by document
 
     @property
     def layout(self) -> AdapterLayout:
@@ -67,13 +73,18 @@ class TextLearner:
         self.documents[user] = tuple(documents)
         encoded = [self.model.encode(d, self.max_document_tokens) for d in documents]
         self._encoded[user] = [e for e in encoded if e.own_tokens]
+        self._hold(user, sum(2 * len(d.text) for d in documents) + sum(_bytes_of(e) for e in encoded))
         return sum(e.own_tokens for e in encoded)
+
+    def knows(self, user: str) -> bool:
+        """Return whether the person's documents are held."""
+        return user in self.documents
 
     def forget(self, user: str) -> None:
         """Drop everything kept of a person."""
-        for kept in (self.documents, self._encoded, self._replies, self._portraits, self._shelves):
+        for kept in (self.documents, self._encoded, self._replies, self._portraits, self._shelves, self._cached):
             kept.pop(user, None)
-        self._cached = {key: value for key, value in self._cached.items() if key[0] != user}
+        self.held_bytes -= self._sizes.pop(user, 0)
 
     def round_documents(self, user: str, query: Query) -> list[Cached]:
         """Return the person's documents for this round: at most `own_tokens` of the limits, the next part each round.
@@ -82,6 +93,7 @@ class TextLearner:
         document over the limit alone is read in pieces: left out, it would take most people's whole text with it.
         """
         known = self._reply_tokens(user) if query.objective == REPLY_ONLY else self._encoded[user]
+        self._hold(user, 0)
         return [self._prefix(user, e) for e in part_of_round(known, query)]
 
     def update(self, user: str, start: Cores, query: Query, seed: int) -> NDArray[np.float64]:
@@ -170,10 +182,23 @@ class TextLearner:
         return self.tables
 
     def _prefix(self, user: str, encoded: Encoded) -> Cached:
-        key = (user, encoded.document)
-        if key not in self._cached:
-            self._cached[key] = self.model.prefix(encoded)
-        return self._cached[key]
+        mine = self._cached.setdefault(user, {})
+        if encoded.document not in mine:
+            mine[encoded.document] = made = self.model.prefix(encoded)
+            self._hold(user, made.hidden.nbytes + _bytes_of(encoded))
+        return mine[encoded.document]
+
+    def _hold(self, user: str, more: int) -> None:
+        """Count `more` bytes for the person in use, and forget others until all fits."""
+        self._sizes[user] = self._sizes.get(user, 0) + more
+        self._sizes.move_to_end(user)
+        self.held_bytes += more
+        while self.most_bytes is not None and self.held_bytes > self.most_bytes and len(self._sizes) > 1:
+            self.forget(next(iter(self._sizes)))
+
+
+def _bytes_of(encoded: Encoded) -> int:
+    return int(encoded.ids.nbytes + encoded.target.nbytes)
 
 
 def reply_ranges(document: Document) -> list[tuple[int, int]]:

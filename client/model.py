@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from client.core_layer import CoreA
 from client.documents import Document
+from client.network import NONE, load_net
 from client.target_tokens import fitted, targets_in
 from client.token_loss import token_nats
 from privacy.adapter import AdapterLayout, Basis, Cores
@@ -78,24 +79,28 @@ class LanguageModel:
         self.device, self.dtype = self.head.device, self.head.dtype
         self.peft: PeftModel | None = None
         self.layout: AdapterLayout | None = None
+        self._places: dict[str, dict[str, nn.Module | None]] = {}  # module of the basis -> what holds its core
         self.prompt: nn.Embedding | None = None  # a soft prompt of the person's own, see `add_prompt`
         self._prompted = False
+        self._active: list[str] | None = None  # the adapters that are switched on; None: to be switched anew
         self._probe()
 
     @classmethod
-    def load(cls, path: Path | str, top_layers: int = 10, dtype: torch.dtype | None = None) -> LanguageModel:
+    def load(
+        cls, path: Path | str, top_layers: int = 10, dtype: torch.dtype | None = None, quantize: str = NONE
+    ) -> LanguageModel:
         """Return the model in folder (or hub id) `path`, on the GPU where there is one.
 
-        `dtype` None keeps what the folder holds. Raises ModelError with one line for anything that is no causal LM.
+        `dtype` None keeps what the folder holds; `quantize` as in `client.network`. Raises ModelError with one line for
+        anything that is no causal LM.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            net: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+            net = load_net(path, dtype, quantize)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(f"cannot load a causal language model from {path}: {reason}") from error
-        return cls(net.to(device), tokenizer, top_layers, str(path))
+        return cls(net, tokenizer, top_layers, str(path))
 
     # -- text to tokens -------------------------------------------------------------------------------------------
 
@@ -186,6 +191,7 @@ class LanguageModel:
 
         Raises ModelError where the basis names modules that the model lacks, or that lie below the first adapted layer.
         """
+        self._active = None
         if self.peft is not None:
             self._tuner().unload()
         self._check_sites(basis)
@@ -203,6 +209,8 @@ class LanguageModel:
             lora_b.weight = nn.Parameter(torch.tensor(b, device=self.device))
             layer.lora_B[GLOBAL], layer.scaling[GLOBAL], layer.r[GLOBAL] = lora_b, 1.0, ranks[name]
         self.layout = basis.layout
+        layers = {site.module: self.net.get_submodule(site.module) for site in basis.layout.sites}
+        self._places = {name: layer.lora_A[GLOBAL]._modules for name, layer in layers.items()}
         self.activate(GLOBAL)
 
     def add_own(self, rank: int, modules: Sequence[str], kind: str = "lora", top_layers: int | None = None) -> None:
@@ -245,7 +253,7 @@ class LanguageModel:
 
     def drop_own(self) -> None:
         """Take the adapter `own` out, of whatever kind."""
-        self.prompt = None
+        self.prompt, self._active = None, None
         if self.peft is not None and OWN in self.peft.peft_config:
             if self.layout is None:
                 self._tuner().unload()
@@ -258,6 +266,9 @@ class LanguageModel:
         self._prompted = OWN in adapters
         if self.peft is not None:
             wanted = [name for name in adapters if name in self.peft.peft_config]
+            if wanted == self._active:  # PEFT walks all modules for a switch: a third of a short training
+                return
+            self._active = wanted
             if wanted:
                 self._tuner().enable_adapter_layers()
                 self._tuner().set_adapter(wanted)
@@ -274,9 +285,7 @@ class LanguageModel:
     def cores(self) -> dict[str, nn.Linear]:
         """Return the trainable core of every module of the basis, in the layout's order."""
         assert self.layout is not None
-        found = {
-            s.module: self.net.get_submodule(s.module).lora_A[GLOBAL].get_submodule("core") for s in self.layout.sites
-        }
+        found = {name: place["core"] for name, place in self._places.items()}
         return {name: linear for name, linear in found.items() if isinstance(linear, nn.Linear)}
 
     def linear_modules(self) -> dict[str, nn.Linear]:

@@ -65,6 +65,26 @@ def get(
         typer.echo(str(path))
 
 
+@model.command("random")
+def random_command(
+    folder: Annotated[Path, typer.Argument(help="An empty folder, or one that is not there yet.")],
+    kind: Annotated[str, typer.Option(help="llama, qwen2 or qwen3.")] = "llama",
+    layers: Annotated[int, typer.Option()] = 4,
+    width: Annotated[int, typer.Option(help="Of the hidden states, a multiple of 32.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Make a small model with random weights: for trials of scale and speed; it knows no language."""
+    from client.model_random import random_model
+
+    path = random_model(folder, kind, layers, width, dtype, seed)
+    if as_json:
+        typer.echo(json.dumps({"name": str(folder), "path": str(path), "bytes": _folder_bytes(path)}))
+    else:
+        typer.echo(str(path))
+
+
 @model.command("list")
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,

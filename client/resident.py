@@ -107,7 +107,7 @@ class Resident:
 def loaded(home: AgentHome) -> LanguageModel:
     """Return the one model of an agent: the federation's where it has joined one, else that of its person's vault."""
     if home.joined:
-        return LanguageModel.load(home.settings.model, top_layers=home.settings.layers)
+        return LanguageModel.load(home.settings.model, top_layers=home.settings.layers, quantize=home.settings.quantize)
     assert home.vault is not None
     return model_of(home.vault)
 

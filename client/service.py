@@ -123,7 +123,7 @@ class AgentService:
     ) -> None:
         self.devices, self.deliveries = devices, deliveries
         self._worker, self._pace, self._clock = worker, pace, clock
-        self._jobs: dict[tuple[int, str], Job] = {}
+        self._jobs: dict[int, dict[str, Job]] = {}  # by place, and there by the query's hash
         self._lock = threading.Lock()
 
     def reply(self, place: int, node_id: int, data: bytes) -> bytes:
@@ -161,26 +161,28 @@ class AgentService:
         query_sha256 = sha256_hex(query_bytes)
         rows = self._rows(query_bytes)
         with self._lock:
-            if (place, query_sha256) not in self._jobs:
+            jobs = self._jobs.setdefault(place, {})
+            if query_sha256 not in jobs:
                 refused = device.refusal(query_bytes, rows, self.deliveries.history)
                 if refused is not None:
                     return refused
                 failed = device.refuse(query_sha256, RefusalCode.UNABLE)
-                job = Job(lambda: device.part(query_bytes, rows), self._clock(), lambda _frame: failed)
-                self._jobs[place, query_sha256] = job
-                self._forget_old(place)
+                job = Job(lambda: self.devices[place].part(query_bytes, rows), self._clock(), lambda _frame: failed)
+                jobs[query_sha256] = job
+                for old in list(jobs)[:-KEPT_JOBS]:
+                    del jobs[old]
                 self._worker.put(job)
         return Accepted(query_sha256, device.device_id).encode()
 
     def _stage(self, place: int, request: FromServer, data: bytes) -> bytes:
         """Return the answer to a stage of the sum, or a refusal: not ready, or a query this process never accepted."""
-        device, job = self.devices[place], self._jobs.get((place, request.query_sha256))
+        job = self._jobs.get(place, {}).get(request.query_sha256)
         if job is None:
-            return device.refuse(request.query_sha256, RefusalCode.STALE)
+            return self.devices[place].refuse(request.query_sha256, RefusalCode.STALE)
         if isinstance(self._worker, Lazy):
             job.finish()
         if self._clock() < job.accepted_s + self._pace.hold_s or not job.done.wait(self._pace.patience_s):
-            return device.refuse(request.query_sha256, RefusalCode.BUSY)
+            return self.devices[place].refuse(request.query_sha256, RefusalCode.BUSY)
         return job.answer(data)
 
     def _rows(self, query_bytes: bytes) -> Rows | None:
@@ -188,8 +190,3 @@ class AgentService:
             return self.deliveries.start(Query.from_bytes(query_bytes).release_sha256)
         except ConfideError:
             return None  # `Device.refusal` will say what is wrong with the query
-
-    def _forget_old(self, place: int) -> None:
-        mine = [key for key in self._jobs if key[0] == place]
-        for key in mine[:-KEPT_JOBS]:
-            del self._jobs[key]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from client.gains import GLOBAL_CORE
 from client.model import LanguageModel
+from client.network import is_quantized, plain
 from client.own import own_factors
 from client.personal import LORA
 from client.releases import kept
@@ -57,7 +58,7 @@ class Merged(nn.Module):
 
     def __init__(self, base: nn.Linear, a: Tensor, b: Tensor) -> None:
         super().__init__()
-        own = base.weight.detach()
+        own = plain(base.weight)
         self.register_buffer("weight", (own.float() + (b @ a).to(own.device)).to(own.dtype), persistent=False)
         self.bias = base.bias
 
@@ -87,7 +88,10 @@ def fold(model: LanguageModel, parts: Sequence[Factors], most_mb: float = MOST_M
     layers: dict[str, Folded | Merged] = {}
     names = {name for part in parts for name in part}
     size = sum(base.weight.nbytes for name in names if (base := _base(model, name)) is not None)
-    kind = Merged if size <= most_mb * 2**20 else Folded
+    held = any(base is not None and is_quantized(base.weight) for base in (_base(model, name) for name in names))
+    kind = (
+        Merged if size <= most_mb * 2**20 and not held else Folded
+    )  # merged, a quantised layer would be none any more
     for name in sorted(names):
         base = _base(model, name)
         here = [part[name] for part in parts if name in part]

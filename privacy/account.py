@@ -162,8 +162,13 @@ class Account:
 
         In a federation's ledger every invited device is charged, whether or not it answered.
         """
-        devices = {name for r in self.charged() for name in (r.invited or (r.device,))}
-        ranked = min(devices, key=lambda name: (-self.unprotected(name), -self.spent_rho(name), name), default=None)
+        bare: dict[str, int] = {}
+        spent: dict[str, Fraction] = {}
+        for each in self.charged():
+            for name in {*each.invited} or {each.device}:
+                bare[name] = bare.get(name, 0) + (not each.query.private)
+                spent[name] = spent.get(name, Fraction(0)) + (each.query.rho or 0)
+        ranked = min(spent, key=lambda name: (-bare[name], -spent[name], name), default=None)
         return tuple(r.query for r in self.charged(ranked)) if ranked is not None else ()
 
     def pending(self) -> tuple[Reservation, ...]:

@@ -125,6 +125,16 @@ def rho_for_epsilon(epsilon: float, delta: float) -> Fraction:
     return Fraction(low, _GRID)
 
 
+def least_noise_multiplier(epsilon: float, delta: float, participations: int) -> Fraction:
+    """Return the least z, in thousandths, with which so many participations together stay within `epsilon`."""
+    rho = rho_for_epsilon(epsilon, delta) / participations
+    thousandths = int((Fraction(1, 2) / rho * 1000**2) ** Fraction(1, 2)) if rho else 0
+    z = Fraction(max(thousandths, 1), 1000)
+    while 1 / (2 * z**2) > rho:
+        z += Fraction(1, 1000)
+    return z
+
+
 def noise_multiplier_for(rho: Fraction, participations: int) -> Fraction:
     """Return the least z on a grid of 10^-6 with participations / (2 z^2) <= rho: rounded up, never over the budget."""
     if rho <= 0 or participations < 1:

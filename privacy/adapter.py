@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import EncodingError, ModelError
 from privacy.files import new_folder, write_atomic, write_flushed
+from privacy.tensors import tensors_to_bytes
 
 Matrix: TypeAlias = NDArray[np.float32]
 Cores: TypeAlias = Mapping[str, Matrix]
@@ -144,7 +144,7 @@ class Basis:
     def to_bytes(self) -> bytes:
         """Return the basis as one safetensors file: `<module>.A` and `<module>.B`."""
         tensors = {f"{name}.{part}": pair[i] for name, pair in self.factors.items() for i, part in enumerate("AB")}
-        return save_tensors(tensors, {"format": "confide-basis/1"})
+        return tensors_to_bytes(tensors, {"format": "confide-basis/1"})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Basis:
@@ -210,8 +210,8 @@ def lora_factors(basis: Basis, cores: Cores) -> dict[str, tuple[Matrix, Matrix]]
 
 def cores_to_bytes(cores: Cores) -> bytes:
     """Return the cores as one safetensors file, `<module>` -> R."""
-    tensors = {name: np.ascontiguousarray(cores[name], dtype=np.float32) for name in sorted(cores)}
-    return save_tensors(tensors, {"format": "confide-core/1"})
+    tensors = {name: np.asarray(cores[name], dtype=np.float32) for name in sorted(cores)}
+    return tensors_to_bytes(tensors, {"format": "confide-core/1"})
 
 
 def cores_from_bytes(data: bytes, layout: AdapterLayout) -> dict[str, Matrix]:
@@ -245,7 +245,7 @@ def lora_files(factors: Mapping[str, tuple[Matrix, Matrix]], base_model_name: st
     config = json.dumps(_peft_config(_layout(factors), base_model_name), indent=2, sort_keys=True) + "\n"
     return {
         "adapter_config.json": config.encode(),
-        "adapter_model.safetensors": save_tensors(tensors, {"format": "pt"}),
+        "adapter_model.safetensors": tensors_to_bytes(tensors, {"format": "pt"}),
     }
 
 

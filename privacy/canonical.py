@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from json.encoder import encode_basestring
 from typing import Any, NoReturn, TypeAlias
 
 from privacy.errors import WireError
@@ -90,9 +91,12 @@ def _canonical(value: object, depth: int) -> str:
 
 def _object(value: Mapping[object, object], depth: int) -> str:
     names = [name if isinstance(name, str) else _refuse_name(name) for name in value]
-    for name in names:
-        _string(name)  # a lone surrogate would make the sort below fail
-    names.sort(key=lambda name: name.encode("utf-16-be"))
+    if all(name.isascii() for name in names):
+        names.sort()
+    else:
+        for name in names:
+            _string(name)  # a lone surrogate would make the sort below fail
+        names.sort(key=lambda name: name.encode("utf-16-be"))
     return "{" + ",".join(f"{_string(name)}:{_canonical(value[name], depth + 1)}" for name in names) + "}"
 
 
@@ -103,11 +107,12 @@ def _integer(value: int) -> str:
 
 
 def _string(value: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise WireError("not canonical JSON: lone surrogate") from error
-    return json.dumps(str(value), ensure_ascii=False)  # escapes exactly what RFC 8785, 3.2.2.2 escapes
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise WireError("not canonical JSON: lone surrogate") from error
+    return encode_basestring(str(value))  # escapes exactly what RFC 8785, 3.2.2.2 escapes
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from safetensors.numpy import save as save_tensors
 
 from privacy.adapter import Matrix, read_tensors
 from privacy.canonical import Json, is_digest
 from privacy.errors import ReleaseInvalid
+from privacy.tensors import tensors_to_bytes
 
 TABLES: Final = ("centroids", "directions", "retriever")
 MAX_TABLES_BYTES: Final = 64 * 2**20
@@ -70,7 +70,7 @@ class Learned:
 
     def to_bytes(self) -> bytes:
         """Return the tables as one safetensors file, float32."""
-        return save_tensors({name: np.ascontiguousarray(t, dtype=np.float32) for name, t in self.tables.items()})
+        return tensors_to_bytes({name: np.asarray(t, dtype=np.float32) for name, t in self.tables.items()})
 
     @classmethod
     def of(cls, told: Mapping[str, Any], data: bytes | None) -> Learned:

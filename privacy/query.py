@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -237,6 +237,10 @@ class Query:
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes; what is derived (dim, S, sigma, floors) is recomputed, never sent."""
+        return self._bytes
+
+    @cached_property
+    def _bytes(self) -> bytes:
         fields: dict[str, object] = {**asdict(self), "protocol": PROTOCOL}
         fields["clip_norm"] = fraction_text(self.clip_norm)
         fields["noise_multiplier"] = fraction_text(self.noise_multiplier)
@@ -250,6 +254,10 @@ class Query:
         """Return the query whose canonical bytes are exactly `data`; WireError for form, ConfigError for meaning."""
         if len(data) > MAX_BYTES:
             raise WireError(f"query longer than {MAX_BYTES} bytes")
+        return _query_of(bytes(data))
+
+    @classmethod
+    def _read(cls, data: bytes) -> Query:
         value = parse_canonical(data)
         absent = {"sampling"} if isinstance(value, dict) and "sampling" not in value else set()
         fields = exact_fields(value, {"protocol", *cls.__dataclass_fields__} - absent, "query")
@@ -292,6 +300,12 @@ class Query:
         place = [self.federation, self.campaign, self.round, self.attempt]
         event = ["confide-event/1", *place, self.mechanism_sha256, device_id]
         return bytes.fromhex(sha256_hex(canonical_json(event)))
+
+
+@lru_cache(maxsize=8)
+def _query_of(data: bytes) -> Query:
+    """Return the query of `data`: in one process many people's devices read the same few, and a value may be shared."""
+    return Query._read(data)
 
 
 def fraction_text(value: Fraction) -> str:

@@ -17,7 +17,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from privacy.account import FEDERATION
 from privacy.answer import sum_answers
@@ -28,6 +27,7 @@ from privacy.files import write_atomic
 from privacy.fixedpoint import decode_mean
 from privacy.ledger import Ledger
 from privacy.query import Cohort, Query
+from privacy.tensors import tensors_to_bytes
 from privacy.wire import Answer
 from server.personas import collapsed, published
 from server.plan import CampaignPlan as CampaignPlan
@@ -49,12 +49,23 @@ class Asked:
     slots: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Unlisted:
+    """Devices too many to be listed: their names in order, and the key of each, made when it is looked up."""
+
+    names: Sequence[str]
+    keys: Mapping[str, Ed25519PublicKey]
+
+
 class Campaign:
     """Drives one plan over a folder and a ledger; `device_ids` is the directory, `release_hash` hashes a round's start.
 
     What the plan rests on besides lies beside `folder`, see `server.public`.
 
     With `keys`, an answer counts only if its device signed it; without (a comparison in one process) none is checked.
+
+    With `listed` false the devices are more than anybody lists: `device_ids` are sorted, `keys` looked up one by one,
+    neither is copied, and the ledger gets a device's key when the device is first asked.
 
     Raises LedgerError where the folder holds another campaign's sums.
     """
@@ -67,9 +78,12 @@ class Campaign:
         device_ids: Sequence[str],
         release_hash: ReleaseHash,
         keys: Mapping[str, Ed25519PublicKey] | None = None,
+        listed: bool = True,
     ) -> None:
         self.plan, self.folder, self.ledger = plan, folder, ledger
-        self.directory, self.keys = sorted(device_ids), dict(keys or {})
+        self.directory: Sequence[str] = sorted(device_ids) if listed else device_ids
+        self.keys: Mapping[str, Ed25519PublicKey] = dict(keys or {}) if listed else keys or {}
+        self._noted = None if listed else set(noted_devices(ledger))
         self._release_hash = release_hash
         self._require_cohort()
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +127,8 @@ class Campaign:
         note_directory(self.ledger, directory)
         self.plan = replace(self.plan, directory_sha256=directory.sha256)
         self.directory = sorted(directory)
+        if not isinstance(self.keys, dict):
+            raise ConfigError("a directory came to a federation that keeps none")
         self.keys.clear()
         self.keys.update(directory)
         self._require_cohort()
@@ -124,6 +140,7 @@ class Campaign:
         path = self._path(number, attempt, "query")
         invited = self._invited(number, attempt)
         slots = self.state.rows(self.plan.steps[number])
+        self._note(invited)
         if not path.exists():
             write_atomic(path, self._query(number, attempt, slots).to_bytes())
         query = self._stored(number, attempt)
@@ -151,7 +168,7 @@ class Campaign:
         query = asked.query
         if len(heads) < query.cohort.min_survivors or not set(heads) <= set(asked.invited):
             raise CohortTooSmall(f"a sum of {len(heads)} answers, the query needs {query.cohort.min_survivors}")
-        facts = {"sum": save_tensors({"total": total}).hex(), "heads": dict(heads)}
+        facts = {"sum": tensors_to_bytes({"total": total}).hex(), "heads": dict(heads)}
         write_atomic(self._path(query.round, query.attempt, "sum"), canonical_json(facts))
         result = self._committed(query, total, heads)
         self._take(result)
@@ -182,7 +199,7 @@ class Campaign:
         """Return whether the device's key in the directory signed the answer; without keys, nothing is checked."""
         key = self.keys.get(answer.device_id)
         if key is None:
-            return not self.keys
+            return not len(self.keys)
         try:
             answer.verify(key)
         except SignatureInvalid:
@@ -190,6 +207,15 @@ class Campaign:
         return True
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _note(self, invited: Sequence[str]) -> None:
+        """Put the keys of those who were never asked before into the ledger, where it did not begin with them."""
+        if self._noted is None or not self.keys:
+            return
+        came = {name: self.keys[name].public_bytes_raw().hex() for name in invited if name not in self._noted}
+        if came:
+            self.ledger.append("POLICY", {"devices": came, "directory_sha256": self.plan.directory_sha256, "left": []})
+            self._noted |= came.keys()
 
     def _require_cohort(self) -> None:
         cohort, there = self.plan.cohort, len(self.directory)
@@ -272,17 +298,22 @@ def note_directory(ledger: Ledger, directory: Directory) -> None:
 
     The first entry holds whom it began with; devices that came later stand in a POLICY entry, with their keys.
     """
-    there: dict[str, Json] = {}
-    for entry in ledger.entries():
-        if entry.kind in ("GENESIS", "POLICY"):
-            there |= cast("dict[str, Json]", entry.body.get("devices") or {})
-            there = {
-                name: key for name, key in there.items() if name not in cast("list[str]", entry.body.get("left") or [])
-            }
+    there = noted_devices(ledger)
     now = {member.device_id: member.public_key for member in directory.members}
     came, left = {n: key for n, key in now.items() if there.get(n) != key}, sorted(set(there) - set(now))
     if came or left:
         ledger.append("POLICY", {"devices": came, "directory_sha256": directory.sha256, "left": left})
+
+
+def noted_devices(ledger: Ledger) -> dict[str, Json]:
+    """Return the devices that the federation's ledger names, with their keys: who came, without those who left."""
+    there: dict[str, Json] = {}
+    for entry in ledger.entries():
+        if entry.kind in ("GENESIS", "POLICY"):
+            there |= cast("dict[str, Json]", entry.body.get("devices") or {})
+            for name in cast("list[str]", entry.body.get("left") or []):
+                there.pop(name, None)
+    return there
 
 
 def replayed(plan: CampaignPlan, folder: Path) -> State:

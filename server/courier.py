@@ -47,8 +47,11 @@ class FlowerCourier:
         self._nodes, self._greeting_s, self._clock = nodes, greeting_s, clock
         self._places: dict[str, tuple[int, int]] = {}
 
-    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
-        """Return the devices that answer a greeting, each with the bits of the `offered` hashes that it holds."""
+    def greet(self, offered: Sequence[str], invited: Sequence[str]) -> Mapping[str, int]:
+        """Return the devices that answer a greeting, each with the bits of the `offered` hashes that it holds.
+
+        Everybody is asked, `invited` or not: whose node is whose is known by the answers alone.
+        """
         nonce = secrets.token_hex(32)
         frame = Greeting(nonce, tuple(offered)).encode()
         nodes = self._present()

@@ -33,6 +33,8 @@ class Curvature:
         k, dim = self.directions.shape if self.directions.ndim == 2 else (-1, -1)
         if self.steepness.shape != (k,) or k > dim or not np.all(np.isfinite(self.steepness) & (self.steepness >= 0)):
             raise ConfigError("curvature: one direction of the core's length and one steepness each, at least 0")
+        if not np.allclose(self.directions @ self.directions.T, np.eye(k), atol=1e-3):
+            raise ConfigError("curvature: the directions must be at right angles to each other and of length 1")
 
     def flattened(self, mean: Vector, damping: float) -> Vector:
         """Return the mean with its part along steep directions shortened, float64 [dim]; ConfigError for a shape."""

@@ -27,7 +27,7 @@ from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.query import Limits
-from server.campaign import Campaign, CampaignPlan, note_directory
+from server.campaign import Campaign, CampaignPlan, Unlisted, note_directory
 from server.optimizer import OPTIMIZERS, FedAvg
 from server.publish import ReleaseOf
 from server.rounds import Courier, Deadlines, Rounds, Watch, scheduled_dropouts
@@ -42,7 +42,8 @@ EXTERNAL = "external"  # a researcher's own step: in the process that made it al
 @dataclass(frozen=True)
 class ServerHome:
     """One campaign on the server's disk. `simulated`: a node may speak for many people, and `dropout` of the answers
-    are lost by schedule."""
+    are lost by schedule. `crowd`, in the process that made it alone: its devices, too many to be listed.
+    """
 
     folder: Path
     plan: CampaignPlan
@@ -50,6 +51,7 @@ class ServerHome:
     deadlines: Deadlines = field(default_factory=Deadlines)
     simulated: bool = False
     dropout: float = 0.0
+    crowd: Unlisted | None = None
 
     def save(self, key: Ed25519PrivateKey) -> None:
         """Write the campaign's file and the federation's key, mode 0600."""
@@ -106,7 +108,7 @@ class ServerHome:
         """
         key, basis = self.key, self.basis
         with Ledger(self.folder / "ledger" / "federation.jsonl", key) as ledger:
-            campaign = open_campaign(self.plan, self.folder / "checkpoints" / ROUNDS, ledger, basis, self.directory())
+            campaign = self.campaign(ledger, basis)
             if self.plan.transport == "masked" and not self.simulated:
                 campaign.lose_begun()
             yield Rounds(
@@ -120,6 +122,11 @@ class ServerHome:
                 self.directory,
             )
 
+    def campaign(self, ledger: Ledger, basis: Basis) -> Campaign:
+        """Return the campaign in this folder, begun or gone on with."""
+        folder = self.folder / "checkpoints" / ROUNDS
+        return open_campaign(self.plan, folder, ledger, basis, self.directory(), self.crowd)
+
     def directory(self) -> bytes:
         """Return the file of the signed directory as it stands now, b"" where the federation keeps none.
 
@@ -131,21 +138,30 @@ class ServerHome:
         return path.read_bytes() if path.exists() else b""
 
 
-def open_campaign(plan: CampaignPlan, folder: Path, ledger: Ledger, basis: Basis, directory: bytes = b"") -> Campaign:
+def open_campaign(
+    plan: CampaignPlan,
+    folder: Path,
+    ledger: Ledger,
+    basis: Basis,
+    directory: bytes = b"",
+    crowd: Unlisted | None = None,
+) -> Campaign:
     """Return the campaign in `folder`, begun or gone on with, for the devices of the signed `directory`.
 
-    Where there is none they stand in the first entry of the ledger.
+    Where there is none they stand in the first entry of the ledger, or are a `crowd`.
     """
+
+    def state(slots: NDArray[np.float64]) -> str:
+        return rows_sha256(plan.basis_sha256, slots)
+
+    if crowd is not None:
+        return Campaign(plan, folder, ledger, crowd.names, state, crowd.keys, listed=False)
     if directory:
         members = read_directory(directory)
         note_directory(ledger, members)
         keys = dict(members)
     else:
         keys = directory_of(ledger)
-
-    def state(slots: NDArray[np.float64]) -> str:
-        return rows_sha256(plan.basis_sha256, slots)
-
     return Campaign(plan, folder, ledger, list(keys), state, keys)
 
 

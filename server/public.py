@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
+from privacy.tensors import tensors_to_bytes
 
 FILE = "public.json"
 
@@ -31,7 +31,7 @@ class Public:
 
     def save(self, checkpoints: Path) -> None:
         """Write it beside the campaign; a campaign that has begun must find the same."""
-        facts = {"arrays": save_tensors(dict(self.arrays)).hex() if self.arrays else "", "words": list(self.words)}
+        facts = {"arrays": tensors_to_bytes(self.arrays).hex() if self.arrays else "", "words": list(self.words)}
         write_atomic(checkpoints / FILE, json.dumps(facts).encode())
 
     @classmethod

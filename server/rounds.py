@@ -56,8 +56,11 @@ HANDED_OVER = ("answer", "mask")  # the stage at which a device's vector leaves 
 class Courier(Protocol):
     """Brings frames to devices and answers back."""
 
-    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
-        """Return the devices that are there, each with the bits of the `offered` hashes that it holds."""
+    def greet(self, offered: Sequence[str], invited: Sequence[str]) -> Mapping[str, int]:
+        """Return the devices that are there, each with the bits of the `offered` hashes that it holds.
+
+        Only the `invited` matter; a courier that cannot tell who is where asks everybody.
+        """
 
     def exchange(self, action: str, frames: Mapping[str, bytes], deadline_s: float, done: Done) -> None:
         """Send each device its frame; `done(device, answer)` as the answers come, until all are here or time is up."""
@@ -222,7 +225,7 @@ class Rounds:
         """Return the invited devices that are there with what they hold, once they are enough or the time is up."""
         until = time.monotonic() + self.deadlines.greeting
         while True:
-            there = self.courier.greet(offered)
+            there = self.courier.greet(offered, asked.invited)
             present = {device: there[device] for device in asked.invited if device in there}
             if len(present) >= asked.query.cohort.min_survivors or time.monotonic() > until:
                 return present

@@ -12,61 +12,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from privacy.accounting import rho_for_epsilon
+from privacy.accounting import least_noise_multiplier, rho_for_epsilon
 from privacy.canonical import canonical_json, sha256_hex
 from privacy.errors import ConfigError
 from privacy.objective import CHOICES, TRAINS_A_CORE, TRAINS_A_RETRIEVER
+from simulation.config_bounds import LEAST, POSITIVE
 
 KINDS = ("core", "svd")
 TRANSPORTS = ("masked", "ideal", "off")
 ENGINES = ("flower", "local")
-LEAST = {
-    "max_people": 1,
-    "rounds": 1,
-    "cohort": 1,
-    "personas": 0,
-    "organisations": 0,
-    "workers": 1,
-    "adapter.rank": 1,
-    "adapter.layers": 1,
-    "adapter.samples": 1,
-    "adapter.sample_tokens": 2,
-    "adapter.curvature": 0,
-    "local.own_tokens": 1,
-    "local.steps": 1,
-    "local.max_document_tokens": 2,
-    "own.people": 0,
-    "own.tokens": 1,
-    "own.rank": 1,
-    "own.layers": 1,
-    "own.epochs": 1,
-    "own.record_epochs": 1,
-    "evaluation.test_tokens": 1,
-    "evaluation.held_out": 0,
-    "evaluation.retrieved": 0,
-    "evaluation.retrieved_tokens": 0,
-    "queries.clustering": 0,
-    "queries.centred": 0,
-    "queries.words": 0,
-    "queries.retriever_rounds": 0,
-}
-POSITIVE = {  # the largest value that makes sense
-    "adapter.damping": 1e6,
-    "adapter.curvature_damping": 1e6,
-    "privacy.delta": 0.5,
-    "local.step": 1e3,
-    "privacy.record_noise": 1e3,
-    "privacy.record_delta": 0.5,
-    "local.sampling_rate": 1.0,
-    "server.learning_rate": 1e3,
-    "server.last_share": 1.0,
-    "server.persona_rate": 1e3,
-    "local.document_clip": 1e6,
-    "local.clip": 1e6,
-    "own.learning_rate": 1e3,
-    "own.record_epsilon": 1e3,
-    "own.record_delta": 0.5,
-}
+QUANTIZED = ("none", "int8")  # `client.network`, which this module must not import: it loads torch
+MACHINE = ("workers", "engine", "cache_mb", "cluster")  # how a campaign is run, not what it is
 
 
 @dataclass(frozen=True)
@@ -195,11 +151,17 @@ class QueriesConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that defines a run; equal configurations on equal people are equal campaigns."""
+    """Everything that defines a run; equal configurations on equal people are equal campaigns.
+
+    `workers`, `cache_mb` (what a worker keeps at most of people's encoded text and of the frozen layers' outputs, in
+    MiB) and `cluster` (the address of a Ray cluster) are for the machine: they change no bit of a release. With
+    `quantize` int8 the frozen layers are held in eight bits.
+    """
 
     people: str = "chitchat"
     max_people: int = 104
     model: str = "smollm2-135m"
+    quantize: str = "none"
     rounds: int = 2
     cohort: int | None = None
     organisations: int = 0
@@ -207,6 +169,8 @@ class RunConfig:
     seed: int = 0
     engine: str = "flower"
     workers: int | None = None
+    cache_mb: int = 256
+    cluster: str = ""
     dropout: float = 0.0
     scrub: bool = True
     compare_without_noise: bool = True
@@ -223,6 +187,7 @@ class RunConfig:
         _choice("adapter.kind", self.adapter.kind, KINDS)
         _choice("privacy.transport", self.privacy.transport, TRANSPORTS)
         _choice("engine", self.engine, ENGINES)
+        _choice("quantize", self.quantize, QUANTIZED)
         for key, least in LEAST.items():
             value = self.value(key)
             if value is not None and value < least:
@@ -272,7 +237,7 @@ class RunConfig:
         given = Fraction(str(z)) if z is not None else None
         if epsilon is None:
             return given if given is not None else Fraction(1)
-        least = _least_noise(epsilon, self.privacy.delta, self.participations)
+        least = least_noise_multiplier(epsilon, self.privacy.delta, self.participations)
         if given is not None and given < least:
             raise ConfigError(
                 f"privacy.noise_multiplier {z} over {self.participations} participations exceeds "
@@ -293,7 +258,7 @@ class RunConfig:
     @property
     def campaign(self) -> str:
         """Return the campaign's id: equal for equal configurations, whatever the machine or number of workers."""
-        parts = {k: "" if v is None else str(v) for k, v in self.flat().items() if k not in ("workers", "engine")}
+        parts = {k: "" if v is None else str(v) for k, v in self.flat().items() if k not in MACHINE}
         return "sim-" + sha256_hex(canonical_json(parts))[:16]
 
 
@@ -338,15 +303,6 @@ def config_of(flat: Mapping[str, Any]) -> RunConfig:
             _put(tree, key, value)
     config: RunConfig = _build(RunConfig, tree, "")
     return config
-
-
-def _least_noise(epsilon: float, delta: float, participations: int) -> Fraction:
-    rho = rho_for_epsilon(epsilon, delta) / participations
-    thousandths = int((Fraction(1, 2) / rho * 1000**2) ** Fraction(1, 2)) if rho else 0
-    z = Fraction(max(thousandths, 1), 1000)
-    while 1 / (2 * z**2) > rho:
-        z += Fraction(1, 1000)
-    return z
 
 
 def _parsed(text: str) -> Any:

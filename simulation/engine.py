@@ -32,8 +32,9 @@ from server.campaign import Asked, Campaign, CampaignPlan, replayed
 from server.optimizer import OPTIMIZERS, FedAvg, Optimizer, schedule
 from server.rounds import Done, Watch
 from simulation.config import RunConfig, declared_of
+from simulation.crowd import Names
 from simulation.extension import extension
-from simulation.host import Hosts
+from simulation.host import Call, Hosts
 from simulation.progress import Progress
 from simulation.report_schema import Round
 
@@ -43,13 +44,16 @@ MIN_ORGANISATIONS = 4  # the sum hides one among so many; what protects a record
 
 
 class LocalCourier:
-    """Brings frames to the devices of `users` through the pipes of their hosts; nothing is ever lost or late."""
+    """Brings frames to devices through the pipes of their hosts; nothing is ever late, and nothing lost for long."""
 
-    def __init__(self, pool: Hosts, users: Sequence[str]) -> None:
-        self._pool, self._users = pool, users
+    def __init__(self, pool: Hosts) -> None:
+        self._pool = pool
+        self._sent: dict[str, tuple[int, list[Call]]] = {}  # in this attempt, and in which life of the device's host
 
-    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
-        """Return all devices, each with the bits of the `offered` hashes that it holds."""
+    def greet(self, offered: Sequence[str], invited: Sequence[str]) -> Mapping[str, int]:
+        """Return the `invited` devices, each with the bits of the `offered` hashes that it holds: all are there."""
+        self._pool.everywhere("begin")
+        self._sent = {user: (self._pool.life(user), []) for user in invited}
         frame, held = Greeting("0" * 64, tuple(offered)).encode(), dict[str, int]()
 
         def heard(user: str, data: bytes) -> None:
@@ -57,12 +61,61 @@ class LocalCourier:
             if isinstance(hello, Hello):
                 held[user] = hello.held
 
-        self._pool.run([(user, ("relay", (user, frame))) for user in self._users], heard)
+        self._pool.run([(user, ("relay", (user, frame))) for user in invited], heard)
         return held
 
     def exchange(self, action: str, frames: Mapping[str, bytes], deadline_s: float, done: Done) -> None:
         """Hand each device its frame; `done(device, answer)` as the answers come."""
-        self._pool.run([(user, ("relay", (user, frame))) for user, frame in frames.items()], done)
+        calls: dict[str, Call] = {user: ("relay", (user, frame)) for user, frame in frames.items()}
+        lost = [user for user in calls if self._pool.life(user) != self._sent[user][0]]
+        self._pool.run([(user, call) for user in lost for call in self._before(user)], lambda *_: None, self._before)
+        for user in lost:
+            self._sent[user] = self._pool.life(user), self._sent[user][1]
+        self._pool.run(list(calls.items()), done, self._before)
+        for user, call in calls.items():
+            self._sent[user][1].append(call)
+
+    def _before(self, user: str) -> Sequence[Call]:
+        """Return what a device was sent in this attempt: its host lost it, where that was started again."""
+        return self._sent[user][1]
+
+
+SEEN_AT_ONCE = 64
+
+
+@dataclass
+class Seen:
+    """What updates add up to, taken one after the other: sums of unit and of clipped ones, and how many were clipped.
+
+    Who had nothing to learn counts as zero.
+    """
+
+    clip: float
+    number: int = 0
+    clipped: int = 0
+    _units: Vector | float = 0.0
+    _clipped: Vector | float = 0.0
+
+    def take(self, update: Vector | None) -> None:
+        """Take one device's update, None from one that has not trained."""
+        if update is None:
+            return
+        self.number += 1
+        norm = float(np.linalg.norm(update))
+        if norm:
+            self.clipped += norm > self.clip
+            self._units = self._units + update / norm
+            self._clipped = self._clipped + update * min(1.0, self.clip / norm)
+
+    def signal(self) -> tuple[float | None, float | None, float]:
+        """Return alpha (norm of the mean of unit updates), the norm of the mean of clipped updates, the share clipped.
+
+        None, None, 0 where nobody had anything to learn from.
+        """
+        if not isinstance(self._units, np.ndarray):
+            return None, None, 0.0
+        alpha, mean = (float(np.linalg.norm(total)) / self.number for total in (self._units, self._clipped))
+        return alpha, mean, self.clipped / self.number
 
 
 @dataclass
@@ -103,7 +156,8 @@ class RunWatch(Watch):
         if survivors:
             query = asked.query
             trains = query.purpose in ("train.global", "train.persona")
-            row = round_row(query, self._updates(asked, survivors) if trains else [], len(survivors), seconds)
+            seen = self._seen(asked, survivors) if trains else Seen(float(query.clip_norm))
+            row = round_row(query, seen, len(survivors), seconds)
             if trains and row["alpha"] is None:
                 self.progress.note(
                     f"{self._label(asked)}: nobody had text to learn from; is local.own_tokens too small?"
@@ -123,15 +177,17 @@ class RunWatch(Watch):
             self._asked = {(number, attempt): Asked(query, query.to_bytes(), (), slots)}
         return self._asked[number, attempt]
 
-    def _updates(self, asked: Asked, survivors: Sequence[str]) -> list[Vector]:
-        updates: dict[str, Vector] = {}
-
-        def observed(user: str, update: Vector | None) -> None:
-            if update is not None:
-                updates[user] = update
-
-        self.pool.run([(user, ("observe", (user, asked.query.round, asked.slots))) for user in survivors], observed)
-        return [updates[user] for user in sorted(updates)]
+    def _seen(self, asked: Asked, survivors: Sequence[str]) -> Seen:
+        """Return what the updates of the survivors add up to, some at a time, in the order of their names."""
+        seen, names = Seen(float(asked.query.clip_norm)), sorted(survivors)
+        for start in range(0, len(names), SEEN_AT_ONCE):
+            updates: dict[str, Vector | None] = {}
+            some = names[start : start + SEEN_AT_ONCE]
+            calls = [(user, ("observe", (user, asked.query.round, asked.slots))) for user in some]
+            self.pool.run(calls, updates.__setitem__)
+            for user in some:
+                seen.take(updates[user])
+        return seen
 
     def _label(self, asked: Asked) -> str:
         return f"round {asked.query.round + 1} of {len(self.plan.steps)}"
@@ -249,7 +305,8 @@ def run_without_noise(
     progress: Progress,
 ) -> Vector:
     """Run what is left of a campaign without noise, for comparison; return its global core, float64 [slot_dim]."""
-    campaign = Campaign(plan, folder, ledger, users, lambda rows: rows_sha256(plan.basis_sha256, rows))
+    listed = not isinstance(users, Names)
+    campaign = Campaign(plan, folder, ledger, users, lambda rows: rows_sha256(plan.basis_sha256, rows), listed=listed)
     while not campaign.finished:
         asked, answers = campaign.ask(), list[Answer]()
         label = f"round {asked.query.round + 1} of {len(plan.steps)} without noise, for comparison"
@@ -268,10 +325,9 @@ def run_without_noise(
     return campaign.released[0]
 
 
-def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: float) -> Round:
+def round_row(query: Query, seen: Seen, survivors: int, seconds: float) -> Round:
     """Return the report's row of a round, from the researcher's view of the updates behind its answers."""
-    clip = float(query.clip_norm)
-    alpha, signal, clipped = _signal(updates, clip)
+    alpha, signal, clipped = seen.signal()
     noise = noise_of_mean(query, survivors) * float(np.sqrt(query.dim))
     return Round(
         round=query.round,
@@ -287,17 +343,6 @@ def round_row(query: Query, updates: Sequence[Vector], survivors: int, seconds: 
         noise_multiplier=float(query.noise_multiplier),
         rho=float(query.rho) if query.rho is not None else None,
     )
-
-
-def _signal(updates: Sequence[Vector], clip: float) -> tuple[float | None, float | None, float]:
-    """Return alpha (norm of the mean of unit updates), the norm of the mean of clipped updates, the share clipped."""
-    norms = [float(np.linalg.norm(u)) for u in updates]
-    if not any(norms):
-        return None, None, 0.0
-    safe = [(u, n or 1.0) for u, n in zip(updates, norms, strict=True)]  # who had nothing to learn counts as zero
-    alpha = float(np.linalg.norm(np.mean([u / n for u, n in safe], axis=0)))
-    mean = float(np.linalg.norm(np.mean([u * min(1.0, clip / n) for u, n in safe], axis=0)))
-    return alpha, mean, sum(n > clip for n in norms) / len(norms)
 
 
 def require_cohort(people: int, needed: int, advice: Callable[[], Sequence[str]]) -> None:

@@ -16,11 +16,13 @@ import numpy as np
 from client.base_model import base_model_path
 from client.documents import Person, own_words
 from privacy.canonical import Json
+from privacy.chain import Entry
 from privacy.errors import ConfigError, DataError, ModelError
 from privacy.ledger import public_key_of, read_ledger
 from privacy.release import STAMP, Release, verify_release
 from simulation.basis_cache import model_sha256
 from simulation.config import RunConfig, config_of
+from simulation.crowd import Crowd
 from simulation.evaluate import Evaluation, score_everybody, score_mixtures, score_own, score_personas
 from simulation.host import HostPool, Hosts, HostSettings
 from simulation.metrics import comparisons, person_rows, summarise
@@ -28,7 +30,7 @@ from simulation.population import load_people
 from simulation.progress import Progress
 from simulation.report_schema import Arm, Comparison, PersonRow
 from simulation.run_folder import MANIFEST
-from simulation.setting import default_workers, drawn, split_people
+from simulation.setting import SCORED_OF_A_CROWD, default_workers, drawn, split_people
 
 SHARED_ARMS = ("base", "global", "persona", "mixture")
 OWN_ARMS = ("own", "own_record_dp", "retrieval", "all", "wrong_person")
@@ -120,7 +122,7 @@ def open_run(run: Path) -> Subject:
     manifest = _manifest(run)
     ledger = run / "ledger" / "federation.jsonl"
     release = verify_release(run / "release", public_key_of(ledger))
-    devices = read_ledger(ledger, every_signature=False).genesis.get("devices", {})
+    devices = devices_in(read_ledger(ledger, every_signature=False).entries)
     config = config_of(manifest["config"])
     model_path = base_model_path(config.model)
     if model_sha256(model_path) != release.facts.base_model_sha256:
@@ -131,8 +133,14 @@ def open_run(run: Path) -> Subject:
         model_path=model_path,
         policy_file=(run / "ledger" / "policy.json").read_bytes(),
         root_key=public_key_of(ledger).public_bytes_raw(),
-        devices=frozenset(devices if isinstance(devices, dict) else ()),
+        devices=devices,
     )
+
+
+def devices_in(entries: Sequence[Entry]) -> frozenset[str]:
+    """Return the devices that a federation's ledger names: those it began with, and those that came later."""
+    named = [entry.body.get("devices") for entry in entries if entry.kind in ("GENESIS", "POLICY")]
+    return frozenset(name for each in named if isinstance(each, dict) for name in each)
 
 
 def _manifest(run: Path) -> Mapping[str, Any]:
@@ -155,6 +163,8 @@ def people_of(subject: Subject, source: str | None) -> tuple[list[Person], list[
     if source is None:
         trained, held_out = split_people(population, config)
         people = held_out or trained
+    if isinstance(people, Crowd):
+        people = people[:SCORED_OF_A_CROWD]
     scored = [person for person in people if person.test]
     if not scored:
         raise DataError(f"{population.source}: nobody has a test document to be scored on")
@@ -174,7 +184,7 @@ def hosts_of(subject: Subject, people: Sequence[Person], place: Path) -> list[Ho
             people=tuple(people[w::workers]),
             policy_file=subject.policy_file,
             root_key=subject.root_key,
-            device_keys={},  # nobody here is a device of the federation: no query, no ledger, no charge
+            device_root=b"",  # nobody here is a device of the federation: no query, no ledger, no charge
             noise_root=secrets.token_bytes(32),
             run_folder=str(place),
         )

@@ -29,18 +29,19 @@ ENDING_S = 20.0
 SOCKETS = "CONFIDE_SOCKETS"
 
 
-def run_over_flower(home: ServerHome, watch: RunWatch, people: int) -> None:
+def run_over_flower(home: ServerHome, watch: RunWatch, people: int, cluster: str = "") -> None:
     """Run what is left of the campaign in `home` over Flower. Raises ConfideError, also where Flower ends early.
 
-    If this process was itself started by a ServerApp (`flwr run .`), that one runs the rounds, else a child does.
+    On a Ray `cluster` Flower's relays are on all of its nodes, and look for sockets where each node has them. If this
+    process was itself started by a ServerApp (`flwr run .`), that one runs the rounds, else a child does.
     """
     outer = Link.inherited()
-    with _sockets(watch, default=outer is not None) as sockets:
+    with _sockets(watch, default=outer is not None or bool(cluster)) as sockets:
         if outer is not None:
             outer.send({"home": str(home.folder.absolute())})
             follow(outer, watch)
             return
-        with _child(home, sockets, min(people, MAX_NODES)) as link:
+        with _child(home, sockets, min(people, MAX_NODES), cluster) as link:
             link.send({"home": str(home.folder.absolute())})
             follow(link, watch)
 
@@ -86,20 +87,20 @@ def _sockets(watch: RunWatch, default: bool) -> Iterator[Path]:
     else:
         folder = Path(tempfile.mkdtemp(prefix="confide-"))
     try:
-        watch.pool.everywhere("listen", str(folder))
+        watch.pool.listen(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _child(home: ServerHome, sockets: Path, nodes: int) -> Iterator[Link]:
+def _child(home: ServerHome, sockets: Path, nodes: int, cluster: str) -> Iterator[Link]:
     """Yield the line to a child process that runs Flower; the child and all that it started end with the block."""
     link, (reads, writes) = Link.pair()
     environment = {**os.environ, VARIABLE: f"{reads},{writes}", SOCKETS: str(sockets), **QUIET}
     log = (home.folder / "checkpoints" / "flower.log").open("ab")
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "simulation.flower_process", str(nodes)],
+        [sys.executable, "-P", "-m", "simulation.flower_process", str(nodes), *([cluster] if cluster else [])],
         cwd=Path(__file__).parent.parent,
         env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
         stdin=subprocess.DEVNULL,

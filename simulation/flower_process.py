@@ -1,4 +1,4 @@
-"""Flower's simulation in a process of its own: `python -m simulation.flower_process NODES`.
+"""Flower's simulation in a process of its own: `python -m simulation.flower_process NODES [CLUSTER]`.
 
 Ends when its campaign does, or when the run that started it is gone: its line closes then.
 """
@@ -17,8 +17,9 @@ from client.app import app as client_app
 from server.app import app as server_app
 
 
-def main(nodes: int) -> None:
-    """Run our ServerApp and relay on `nodes` virtual nodes of Flower."""
+def main(nodes: int, cluster: str = "") -> None:
+    """Run our ServerApp and relay on `nodes` virtual nodes of Flower, its relays on a Ray of its own or a `cluster`."""
+    here = {"num_cpus": RELAYS, "include_dashboard": False}
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     run_simulation(
@@ -26,12 +27,15 @@ def main(nodes: int) -> None:
         client_app=client_app,
         num_supernodes=nodes,
         backend_config={
-            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
-            "init_args": {"num_cpus": RELAYS, "include_dashboard": False, "log_to_driver": False},
+            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0, **DYING},
+            "init_args": {**({"address": cluster} if cluster else here), "log_to_driver": False},
         },
     )
 
 
+# Ray's options of an actor, which Flower hands on: a relay that died is started again and what it did is done again.
+# A frame that comes twice gets the same answer.
+DYING = {"max_restarts": 3, "max_task_retries": 3}
 RELAYS = 4  # Flower's workers: each is a process that waits for an agent most of the time
 
 
@@ -50,4 +54,4 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:3])

@@ -8,39 +8,56 @@ people, which no server of a real federation has.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Protocol
 
 from client.documents import Person
 from privacy.errors import ConfideError
 from simulation.config import RunConfig
+from simulation.crowd import People
 from simulation.quiet import quiet_libraries
 
 
 @dataclass(frozen=True)
 class HostSettings:
-    """What a host needs to begin: paths, people, the signed policy with its root key, device keys, the noise root.
+    """What a host needs to begin: paths, people, the signed policy with its root key, the roots of keys and noise.
 
-    `number` is the host's own among the W hosts of a run; `directory_file` is empty where nobody is a device.
+    `people` have devices whose keys follow from `device_root`; where that is empty nobody has one. `others` have none.
+    `number` is the host's own among the W hosts of a run; `directory_file` is empty where no device needs it.
     """
 
     config: RunConfig
     model_path: str
     basis_file: str
-    people: tuple[Person, ...]
+    people: Sequence[Person]
     policy_file: bytes
     root_key: bytes
-    device_keys: dict[str, bytes]
+    device_root: bytes
     noise_root: bytes
     run_folder: str
     number: int = 0
     directory_file: bytes = b""
+    others: Sequence[Person] = ()
+
+    @property
+    def everybody(self) -> People:
+        """Return the people of this host by name."""
+        return People(self.people, self.others)
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def host_main(connection: Connection, alive: Connection, settings: HostSettings) -> None:
@@ -48,24 +65,35 @@ def host_main(connection: Connection, alive: Connection, settings: HostSettings)
     threading.Thread(target=_die_with_parent, args=(alive,), daemon=True).start()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     quiet_libraries()
-    host: Any = None
+    host = Host(settings)
     while True:
         try:
             method, arguments = connection.recv()
         except (EOFError, OSError):
             return
+        connection.send(host.call(method, arguments))
+
+
+class Host:
+    """One host's work, begun at the first call."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        self._settings = settings
+        self.work: Any = None
+
+    def call(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
+        """Return ("ok", result) of one call, or ("error", line)."""
         try:
-            if host is None:
+            if self.work is None:
                 from simulation.work import HostWork  # torch is imported in the worker alone
 
-                host = HostWork(settings)
-            with host.lock:  # one model: an agent that trains for a relay has it to itself
-                result = getattr(host, method)(*arguments)
-            connection.send(("ok", result))
+                self.work = HostWork(self._settings)
+            with self.work.lock:  # one model: an agent that trains for a relay has it to itself
+                return "ok", getattr(self.work, method)(*arguments)
         except ConfideError as error:
-            connection.send(("error", str(error)))
+            return "error", str(error)
         except Exception as error:  # noqa: BLE001 simulated people: the text of an error may be shown here
-            connection.send(("error", f"{type(error).__name__}: {error}"))
+            return "error", f"{type(error).__name__}: {error}"
 
 
 def _die_with_parent(alive: Connection) -> None:
@@ -77,15 +105,30 @@ def _die_with_parent(alive: Connection) -> None:
 
 
 Call = tuple[str, tuple[Any, ...]]
+Before = Callable[[str], Sequence[Call]]
 CLOSING_S = 5.0
+MOST_RESTARTS = 3
 ENDED = "a worker process ended; is there enough memory?"
+
+
+def nothing(_user: str) -> Sequence[Call]:
+    """Return no calls: a host that was started again lacks nothing for what comes."""
+    return ()
 
 
 class Hosts(Protocol):
     """Where the people of a simulation live: worker processes, or one process in a test."""
 
-    def run(self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None]) -> None:
+    def run(
+        self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None], before: Before = nothing
+    ) -> None:
         """Make each person's call; `done(user, result)` for every one, in any order. Raises ConfideError."""
+
+    def life(self, user: str) -> int:
+        """Return how often the person's host was started again: what it held in memory before is lost."""
+
+    def listen(self, folder: Path) -> None:
+        """Let every host answer relays on a socket in `folder`."""
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Make one call on every host and return the results in the hosts' order."""
@@ -97,73 +140,140 @@ class Hosts(Protocol):
         """End all hosts."""
 
 
-class HostPool:
-    """Worker processes and who lives where: person i on host i modulo the number of hosts."""
+class Pool(ABC):
+    """Hosts that can die: who lives where, and calls made again on a host that was started again.
+
+    Person i lives on host i modulo the number of hosts. A host that died is started again at most `MOST_RESTARTS` times
+    and its people's calls are made again: what devices owe is on the disk. What their agents held in memory is brought
+    back by `before`, see `run`.
+    """
 
     def __init__(self, settings: Sequence[HostSettings]) -> None:
-        import multiprocessing
+        self._settings = tuple(settings)
+        self._everybody = [one.everybody for one in settings]
+        self.restarts = [0] * len(self._settings)
 
-        context = multiprocessing.get_context("spawn")
-        self._homes = {person.user: w for w, s in enumerate(settings) for person in s.people}
-        self._pipes: list[Connection] = []
-        self._alive: list[Connection] = []
-        self._processes = []
-        for one in settings:
-            ours, theirs = context.Pipe()
-            watch, watched = context.Pipe()
-            process = context.Process(target=host_main, args=(theirs, watched, one), daemon=True)
-            with _interrupts_held():
-                process.start()
-            theirs.close()
-            watched.close()
-            self._pipes.append(ours)
-            self._alive.append(watch)
-            self._processes.append(process)
+    @abstractmethod
+    def _send(self, w: int, call: Call) -> None:
+        """Hand host `w` a call; raises OSError where it is gone."""
 
-    def run(self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None]) -> None:
+    @abstractmethod
+    def _arrived(self, waiting: Collection[int]) -> list[int]:
+        """Return which of the hosts that were sent a call have something to say, once one has."""
+
+    @abstractmethod
+    def _received(self, w: int) -> tuple[str, Any]:
+        """Return what host `w` says, ("ok", result) or ("error", line); raises OSError or EOFError where it is gone."""
+
+    @abstractmethod
+    def _renew(self, w: int) -> None:
+        """Start host `w` again in place of one that is gone."""
+
+    def home(self, user: str) -> int:
+        """Return the number of the host on which a person lives. Raises KeyError for somebody unknown."""
+        for number, people in enumerate(self._everybody):
+            if user in people:
+                return number
+        raise KeyError(user)
+
+    def life(self, user: str) -> int:
+        """Return how often the person's host was started again."""
+        return self.restarts[self.home(user)]
+
+    def run(
+        self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None], before: Before = nothing
+    ) -> None:
         """Make each person's call on that person's host, all hosts at once; `done(user, result)` as results arrive.
 
-        Raises ConfideError with the host's line; what the other hosts are doing is then abandoned.
+        Where a host had to be started again, `before(user)` are the calls that go before that person's, for what was
+        lost with it. Raises ConfideError with the host's line; what the other hosts are doing is then abandoned.
         """
-        queues: list[list[tuple[str, Call]]] = [[] for _ in self._pipes]
+        queues = [deque[tuple[str, Call]]() for _ in self._settings]
         for user, call in calls:
-            queues[self._homes[user]].append((user, call))
-        self._drain(queues, done)
+            queues[self.home(user)].append((user, call))
+        self._drain(queues, done, before)
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Make one call on every host and return the results in the hosts' order."""
         results: dict[str, Any] = {}
-        queues = [[(str(w), (method, arguments))] for w in range(len(self._pipes))]
-        self._drain(queues, results.__setitem__)
-        return [results[str(w)] for w in range(len(self._pipes))]
+        queues = [deque([(str(w), (method, arguments))]) for w in range(len(self._settings))]
+        self._drain(queues, results.__setitem__, nothing)
+        return [results[str(w)] for w in range(len(self._settings))]
 
-    def _drain(self, queues: list[list[tuple[str, Call]]], done: Callable[[str, Any], None]) -> None:
-        from multiprocessing.connection import wait
+    def listen(self, folder: Path) -> None:
+        """Let every host answer relays on a socket in `folder`."""
+        self.everywhere("listen", str(folder))
 
-        pending: dict[Connection, tuple[int, str]] = {}
+    def _drain(self, queues: list[deque[tuple[str, Call]]], done: Callable[[str, Any], None], before: Before) -> None:
+        waiting: set[int] = set()
         for w, queue in enumerate(queues):
-            self._next(w, queue, pending)
-        while pending:
-            for pipe in wait(list(pending)):
-                assert isinstance(pipe, Connection)
-                w, user = pending.pop(pipe)
+            self._next(w, queue, waiting, before)
+        while waiting:
+            for w in self._arrived(waiting):
+                waiting.remove(w)
                 try:
-                    state, result = pipe.recv()
+                    state, result = self._received(w)
                 except (EOFError, OSError):
-                    raise ConfideError(ENDED) from None
+                    self._again(w, queues[w], before)
+                    self._next(w, queues[w], waiting, before)
+                    continue
                 if state != "ok":
                     raise ConfideError(result)
-                self._next(w, queues[w], pending)
-                done(user, result)
+                user, _ = queues[w].popleft()
+                self._next(w, queues[w], waiting, before)
+                if user:
+                    done(user, result)
 
-    def _next(self, w: int, queue: list[tuple[str, Call]], pending: dict[Connection, tuple[int, str]]) -> None:
-        if queue:
-            user, call = queue.pop(0)
+    def _next(self, w: int, queue: deque[tuple[str, Call]], waiting: set[int], before: Before) -> None:
+        """Send the first call of the queue, which stays there until it is answered."""
+        while queue:
             try:
-                self._pipes[w].send(call)
+                self._send(w, queue[0][1])
             except OSError:
-                raise ConfideError(ENDED) from None
-            pending[self._pipes[w]] = (w, user)
+                self._again(w, queue, before)
+                continue
+            waiting.add(w)
+            return
+
+    def _again(self, w: int, queue: deque[tuple[str, Call]], before: Before) -> None:
+        """Start host `w` again, with what its people need before the calls that are left. Raises ConfideError."""
+        self.restarts[w] += 1
+        if self.restarts[w] > MOST_RESTARTS:
+            raise ConfideError(ENDED)
+        self._renew(w)
+        left = [(user, call) for user, call in queue if user]
+        queue.clear()
+        for user, call in left:
+            queue.extend(("", again) for again in before(user))
+            queue.append((user, call))
+
+
+class HostPool(Pool):
+    """Worker processes on this machine, each at the other end of a pipe."""
+
+    def __init__(self, settings: Sequence[HostSettings]) -> None:
+        super().__init__(settings)
+        started = [_started(one) for one in settings]
+        self._pipes = [pipe for pipe, _, _ in started]
+        self._alive = [watch for _, watch, _ in started]
+        self._processes = [process for _, _, process in started]
+
+    def _send(self, w: int, call: Call) -> None:
+        self._pipes[w].send(call)
+
+    def _arrived(self, waiting: Collection[int]) -> list[int]:
+        ready = wait([self._pipes[w] for w in sorted(waiting)])
+        return [w for w in sorted(waiting) if self._pipes[w] in ready]
+
+    def _received(self, w: int) -> tuple[str, Any]:
+        state, result = self._pipes[w].recv()
+        return state, result
+
+    def _renew(self, w: int) -> None:
+        for connection in (self._pipes[w], self._alive[w]):
+            connection.close()
+        self._processes[w].join(timeout=CLOSING_S)
+        self._pipes[w], self._alive[w], self._processes[w] = _started(self._settings[w])
 
     def close(self, at_once: bool = False) -> None:
         """End all hosts: when they have finished what they do, or at once."""
@@ -183,6 +293,21 @@ class HostPool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(at_once=kind is not None)
+
+
+def _started(settings: HostSettings) -> tuple[Connection, Connection, Any]:
+    """Return the pipe to a new host process, the one that it watches, and the process."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    watch, watched = context.Pipe()
+    process = context.Process(target=host_main, args=(theirs, watched, settings), daemon=True)
+    with _interrupts_held():
+        process.start()
+    theirs.close()
+    watched.close()
+    return ours, watch, process
 
 
 @contextmanager

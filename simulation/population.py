@@ -8,7 +8,10 @@ from pathlib import Path
 
 from client.documents import Document, Person, own_words
 from privacy.errors import DataError
-from simulation.datasets import catalogue, chitchat, jsonl
+from simulation.crowd import Crowd
+from simulation.datasets import catalogue, chitchat, indexed, jsonl, synthetic
+from simulation.datasets.indexed import Indexed
+from simulation.datasets.synthetic import Synthetic
 
 MIN_TEST_DOCUMENTS = 2
 COVERAGE_WORDS = (256, 512, 1024, 2048)
@@ -18,12 +21,13 @@ COVERAGE_WORDS = (256, 512, 1024, 2048)
 class Population:
     """People of one source, in a stable order; what was wrong with the source; what was counted.
 
-    `sha256` is that of the source file, for `run.json`. No conversation (`Document.group`) is history for
-    one person and test for another.
+    `people` is a tuple, or a crowd that makes each when asked for and is never in memory as a whole. `sha256` is
+    that of the source file, for `run.json`. No conversation (`Document.group`) is history for one person and test for
+    another.
     """
 
     source: str
-    people: tuple[Person, ...]
+    people: Sequence[Person]
     warnings: tuple[str, ...]
     counts: Mapping[str, int]
     sha256: str
@@ -37,15 +41,21 @@ class Population:
 def load_people(
     source: str, max_people: int | None, strict: bool = False, min_test: int = MIN_TEST_DOCUMENTS
 ) -> Population:
-    """Return the people of `source`: `chitchat`, the path of a JSONL file, or NAME:FOLDER (`datasets.catalogue`).
+    """Return the people of `source`: `chitchat`, a JSONL file, NAME:FOLDER, `stream:FILE` or `synthetic:N`.
 
-    Order: those with at least `min_test` test documents first, then by own history words, then by id; the
-    first `max_people` are kept, and their pseudonyms do not depend on `max_people`. Broken records become
-    warnings with file and number. Raises DataError if nothing can be read, nobody is left or, with
-    `strict`, at the first broken record.
+    `stream` and `synthetic` make people when asked for and give all they have, whatever `max_people` is. Of others the
+    order is: those with at least `min_test` test documents first, then by own history words, then by id; the first
+    `max_people` are kept, and their pseudonyms do not depend on `max_people`. Broken records become warnings with file
+    and number.
+    Raises DataError if nothing can be read, nobody is left or, with `strict`, at the first broken record.
     """
     if max_people is not None and max_people < 1:
         raise DataError(f"max_people must be at least 1, not {max_people}")
+    name, _, rest = source.partition(":")
+    if name in (synthetic.PREFIX, indexed.PREFIX):
+        found = Synthetic.of(source) if name == synthetic.PREFIX else Indexed.read(Path(rest))
+        made = Crowd.everybody(found)
+        return Population(source, made, (), {"people": len(made), "people_kept": len(made)}, found.sha256)
     if source == "chitchat":
         loaded = chitchat.load(chitchat.find_file(), min_test, strict)
     else:

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,24 @@ from privacy.audit.replay import audit_run
 from privacy.errors import ConfideError
 from privacy.ledger import Ledger
 from privacy.objective import NEAREST
-from server.campaign import Campaign
-from server.home import ROUNDS, ServerHome, open_campaign
+from server.campaign import Campaign, Unlisted
+from server.home import ROUNDS, ServerHome
 from server.public import FILE as PUBLIC
 from server.publish import ReleaseOf, publish
 from server.rounds import Deadlines
 from simulation import evaluate
 from simulation.basis_cache import cached_curvature, model_sha256
 from simulation.config import RunConfig
+from simulation.crowd import Crowd
 from simulation.engine import LocalCourier, RunWatch, Vector, plan_of, run_without_noise, shadow_of
 from simulation.flower import run_over_flower
-from simulation.host import HostPool, Hosts, HostSettings
+from simulation.host import HostPool, Hosts, HostSettings, peak_memory_bytes
 from simulation.mechanism.code import code_sha256
 from simulation.progress import Progress
 from simulation.public_tables import public_of
 from simulation.report import write_report
 from simulation.report_schema import Report
+from simulation.run_folder import PublicKeys
 from simulation.setting import Setting, drawn, federation_ledger, host_settings, prepare
 from simulation.summary import Facts, build_report
 
@@ -60,7 +63,7 @@ def simulate(
     *,
     overwrite: bool = False,
     replay: Path | None = None,
-    open_hosts: Callable[[Sequence[HostSettings]], Hosts] = HostPool,
+    open_hosts: Callable[[Sequence[HostSettings]], Hosts] | None = None,
 ) -> Report:
     """Run the federation of `config` into the folder `out` and return its report.
 
@@ -70,7 +73,7 @@ def simulate(
     """
     started = time.monotonic()
     setting = prepare(config, out, progress, overwrite, replay)
-    with open_hosts(host_settings(setting)) as pool:
+    with (open_hosts or opener(config))(host_settings(setting)) as pool:
         report = build_report(_run(setting, pool, started))
     write_report(out, report)
     verdict = audit_run(out)
@@ -81,9 +84,19 @@ def simulate(
     return report
 
 
+def opener(config: RunConfig) -> Callable[[Sequence[HostSettings]], Hosts]:
+    """Return what opens the hosts of a run: worker processes here, or actors on the nodes of its cluster."""
+    if not config.cluster:
+        return HostPool
+    from simulation.cluster import ClusterPool  # Ray is imported where it is used
+
+    return partial(ClusterPool, address=config.cluster)
+
+
 def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
     """Run rounds, release and evaluation, and return what the report is made from."""
-    prepared = _prepare_people(setting, pool)
+    if not isinstance(setting.trained, Crowd):  # of a crowd each is prepared when asked for the first time
+        _prepare_people(setting, pool)
     probe = _probe(setting, pool)
     home = server_home(setting)
     federation_ledger(setting).close()  # begun here: the server, wherever it runs, finds the directory in it
@@ -91,7 +104,7 @@ def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
         _rounds(setting, pool, home)
         shadow_core = _without_noise(setting, pool, home)
     with federation_ledger(setting) as ledger:
-        campaign = open_campaign(home.plan, setting.folder.checkpoints / ROUNDS, ledger, setting.basis)
+        campaign = home.campaign(ledger, setting.basis)
         release = publish(campaign, setting.basis, home.release, setting.secrets.federation, setting.folder.release)
         facts = _evaluated(setting, pool, campaign, shadow_core, ledger)
     return Facts(
@@ -99,7 +112,7 @@ def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
         population=setting.population,
         trained=len(setting.trained),
         scored=setting.scored,
-        prepared=prepared,
+        prepared=_prepared(pool, campaign),
         probe=probe,
         rows=setting.folder.rows(),
         campaign=campaign,
@@ -109,7 +122,7 @@ def _run(setting: Setting, pool: Hosts, started: float) -> Facts:
         personas=facts.personas,
         scrub_bits=facts.scrub_bits,
         phases=dict(setting.progress.phases),
-        peak_memory=sum(pool.everywhere("peak_memory_bytes")),
+        peak_memory=sum(pool.everywhere("peak_memory_bytes")) + peak_memory_bytes(),
         versions=versions(),
         replayed=setting.replayed,
         model_path=setting.model_path,
@@ -139,18 +152,19 @@ def _evaluated(
     return Evaluated(evaluation, personas, scrub_bits)
 
 
-def _prepare_people(setting: Setting, pool: Hosts) -> dict[str, dict[str, Any]]:
-    """Scrub and encode everybody's text on their hosts; return the counts by person."""
-    prepared: dict[str, dict[str, Any]] = {}
+def _prepare_people(setting: Setting, pool: Hosts) -> None:
+    """Scrub and encode everybody's text on their hosts."""
     label, everyone = "scrubbing and encoding", setting.everyone
     with setting.progress.phase(label), setting.progress.task(label, len(everyone)) as step:
+        pool.run([(user, ("prepare", (user,))) for user in everyone], lambda *_: step())
 
-        def done(user: str, counts: dict[str, Any]) -> None:
-            prepared[user] = counts
-            step()
 
-        pool.run([(user, ("prepare", (user,))) for user in everyone], done)
-    return prepared
+def _prepared(pool: Hosts, campaign: Campaign) -> dict[str, dict[str, Any]]:
+    """Return the counts of everybody whose text was prepared; those that a host took with it are counted again."""
+    found = {user: counts for some in pool.everywhere("prepared") for user, counts in some.items()}
+    asked = {user for r in campaign.ledger.account.charged() for user in r.invited}
+    pool.run([(user, ("prepare", (user,))) for user in sorted(asked - found.keys())], found.__setitem__)
+    return found
 
 
 def _probe(setting: Setting, pool: Hosts) -> dict[str, float]:
@@ -173,17 +187,20 @@ def server_home(setting: Setting) -> ServerHome:
             setting.cohort,
             setting.policy.sha256,
             setting.replayed,
-            setting.directory.sha256,
+            setting.directory_sha256,
             setting.tables,
         ),
         ReleaseOf(config.model, model_sha256(setting.model_path)),
         Deadlines(stage=PATIENT_S, training=PATIENT_S, greeting=GREETING_S),
         simulated=True,
         dropout=config.dropout,
+        crowd=None if setting.listed else Unlisted(setting.users, PublicKeys(setting.secrets.devices, setting.users)),
     )
     home.save(setting.secrets.federation)
     if not (setting.folder.checkpoints / PUBLIC).exists():
-        curvature = cached_curvature(setting.model_path, setting.basis, config.adapter, config.seed, setting.progress)
+        curvature = cached_curvature(
+            setting.model_path, setting.basis, config.adapter, config.seed, setting.progress, config.quantize
+        )
         public_of(setting.tables, home.plan, curvature).save(setting.folder.checkpoints)
     return home
 
@@ -193,9 +210,9 @@ def _rounds(setting: Setting, pool: Hosts, home: ServerHome) -> None:
     sums = setting.folder.checkpoints / ROUNDS
     watch = RunWatch(pool, home.plan, sums, setting.progress, setting.folder.keep_row)
     if setting.config.engine == "flower":
-        run_over_flower(home, watch, len(setting.users))
+        run_over_flower(home, watch, len(setting.users), setting.config.cluster)
         return
-    with home.rounds(lambda keys: LocalCourier(pool, list(keys)), watch) as rounds:
+    with home.rounds(lambda _: LocalCourier(pool), watch) as rounds:
         rounds.run()
 
 

@@ -6,12 +6,14 @@ import fcntl
 import json
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
@@ -22,11 +24,50 @@ MANIFEST = "run.json"
 
 
 @dataclass(frozen=True)
+class DeviceKeys:
+    """The keys of simulated devices, each made from the run's `root` when somebody asks: a million take no room.
+
+    key(user) = HKDF-SHA256(root, info = "confide/simulated-device/1" || 0x00 || user)
+
+    A real device makes its key itself; here all of them are one process's, whatever they are made from.
+    """
+
+    root: bytes
+
+    def __getitem__(self, user: str) -> Ed25519PrivateKey:
+        info = b"confide/simulated-device/1\x00" + user.encode()
+        return Ed25519PrivateKey.from_private_bytes(HKDF(hashes.SHA256(), 32, None, info).derive(self.root))
+
+    def public(self, user: str) -> Ed25519PublicKey:
+        """Return the public key of a user's device."""
+        return self[user].public_key()
+
+
+@dataclass(frozen=True)
+class PublicKeys(Mapping[str, Ed25519PublicKey]):
+    """The public keys of the devices of `names`, each made when it is looked at."""
+
+    devices: DeviceKeys
+    names: Sequence[str]
+
+    def __getitem__(self, user: str) -> Ed25519PublicKey:
+        if user not in self.names:
+            raise KeyError(user)
+        return self.devices.public(user)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
 class RunSecrets:
-    """The keys of a run: the federation's, one a device, and the root of the simulated devices' noise keys."""
+    """The keys of a run: the federation's, the devices', and the root of the simulated devices' noise keys."""
 
     federation: Ed25519PrivateKey
-    devices: dict[str, Ed25519PrivateKey]
+    devices: DeviceKeys
     noise_root: bytes
 
 
@@ -80,21 +121,20 @@ class RunFolder:
         self.write_manifest({**(self._manifest() or {}), **facts, "state": "finished"})
         self.close()
 
-    def secrets(self, users: Sequence[str], replay_noise: Path | None) -> RunSecrets:
+    def secrets(self, replay_noise: Path | None) -> RunSecrets:
         """Return the run's keys, made by the operating system on the first call and kept with mode 0600.
 
         The noise root is kept until `close`. `replay_noise` names a file whose 32 bytes replace it: for tests; such a
         run is NOT PRIVATE.
         """
         if not self.key_file.exists():
-            keys = {name: secrets.token_bytes(32).hex() for name in ("federation", *(f"device:{u}" for u in users))}
+            keys = {name: secrets.token_bytes(32).hex() for name in ("federation", "devices")}
             write_atomic(self.key_file, json.dumps(keys, sort_keys=True).encode(), mode=0o600)
         keys = json.loads(self.key_file.read_text(encoding="ascii"))
         if not self.noise_file.exists():
             write_atomic(self.noise_file, _noise_root(replay_noise), mode=0o600)
-        private = {name: Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw)) for name, raw in keys.items()}
-        devices = {user: private[f"device:{user}"] for user in users}
-        return RunSecrets(private["federation"], devices, self.noise_file.read_bytes())
+        federation = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(keys["federation"]))
+        return RunSecrets(federation, DeviceKeys(bytes.fromhex(keys["devices"])), self.noise_file.read_bytes())
 
     def rows(self) -> list[Round]:
         """Return the report's rows of the rounds so far, in their order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 
-from client.agent import Device, open_devices
+from client.agent import Device, Opening
 from client.compose import GLOBAL_ALONE, Composition, by_portrait, fitted
 from client.contribution import contribution
 from client.deliveries import Deliveries
 from client.documents import Document, Person, latest, shortened
 from client.encoder import Encoder, open_encoder
-from client.figures import PublicTables
 from client.learner import TextLearner
 from client.listener import RelaySocket
 from client.model import GLOBAL, OWN, Cached, Encoded, LanguageModel
@@ -37,7 +35,6 @@ from privacy.answer import make_answer
 from privacy.canonical import sha256_hex
 from privacy.directory import open_directory
 from privacy.errors import ModelError
-from privacy.files import write_atomic
 from privacy.noise import KeyStream, device_noise_key
 from privacy.policy import open_policy
 from privacy.query import Query
@@ -46,58 +43,22 @@ from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
 from simulation.baselines.parts import PARTS
 from simulation.config import declared_of
+from simulation.crowd import Names, names_of
+from simulation.devices import MOST_OPEN, Devices, Places
 from simulation.held_out import opening, up_to
-from simulation.host import HostSettings
+from simulation.host import HostSettings, peak_memory_bytes
+from simulation.kept import Kept
+from simulation.observed import ObservedLearner
 from simulation.public_tables import tables_of
 from simulation.record_level import record_noise, shared_charge
 from simulation.retrieval_score import Ranked, ranked
+from simulation.run_folder import DeviceKeys
 from simulation.scorecard.lent import CardSettings, Learned, Loan
 from simulation.scorecard.person import PersonCard, score_for_card, train_for_card
 
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
 Scores = dict[str, list[tuple[str, float, int]]]  # arm -> (document, nats, tokens)
-
-
-class ObservedLearner(TextLearner):
-    """A learner that keeps each person's last update: for the report, and for the run without noise.
-
-    Kept in `folder`, so that a run that was cut off reports its rounds whole; `RunFolder.close` destroys it. With
-    `every_round` one is kept for each round, because the run without noise comes after all of them.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        model: LanguageModel,
-        training: CoreTraining,
-        max_document_tokens: int,
-        every_round: bool = False,
-        tables: PublicTables | None = None,
-    ) -> None:
-        super().__init__(model, training, max_document_tokens, tables)
-        self.folder, self.every_round = folder, every_round
-
-    def update(self, user: str, start: Mapping[str, NDArray[np.float32]], query: Query, seed: int) -> Vector:
-        """Return the update of `TextLearner.update`, from memory when the start and the round are the same."""
-        begun = sha256_hex(self.layout.flatten(start).tobytes())
-        kept = self.kept(user, query.round)
-        if kept is None or kept[0] != begun:
-            kept = begun, super().update(user, start, query, seed)
-            data = f"{query.round} {begun}\n".encode() + kept[1].astype("<f8").tobytes()
-            write_atomic(self._file(user, query.round), data, mode=0o600)
-        return kept[1]
-
-    def kept(self, user: str, number: int) -> tuple[str, Vector] | None:
-        """Return the hash of the start and the update of the person's last training for round `number`, if kept."""
-        if not self._file(user, number).exists():
-            return None
-        head, _, data = self._file(user, number).read_bytes().partition(b"\n")
-        of_round, begun = head.decode().split()
-        return (begun, np.frombuffer(data, "<f8")) if int(of_round) == number else None
-
-    def _file(self, user: str, number: int) -> Path:
-        return self.folder / (f"{user}-{number}.update" if self.every_round else f"{user}.update")
 
 
 PATIENCE_S = 60.0  # a relay of simulated people waits for training; whose it is and how long it took is no secret here
@@ -112,30 +73,30 @@ class HostWork:
         torch.set_num_threads(1)
         config, local = settings.config, settings.config.local
         self.config, self.folder, self._noise_root = config, Path(settings.run_folder), settings.noise_root
-        self.people: dict[str, Person] = {person.user: person for person in settings.people}
-        self.model = LanguageModel.load(settings.model_path, top_layers=config.adapter.layers)
+        self.people = settings.everybody
+        self.counts: dict[str, dict[str, Any]] = {}  # of everybody whose text was prepared
+        layers = config.adapter.layers
+        self.model = LanguageModel.load(settings.model_path, top_layers=layers, quantize=config.quantize)
         basis = Basis.load(Path(settings.basis_file))
         self.model.attach(basis)
         self.model.add_own(config.own.rank, OwnTraining().modules, top_layers=config.own.layers)
         training = CoreTraining(local.steps, local.step, local.sampling_rate, local.document_clip, record_noise(config))
         updates = self.folder / "checkpoints" / "updates"
         twice = config.compare_without_noise and config.privacy.transport != "off"
+        kept_bytes = config.cache_mb * 2**20
         self.learner = ObservedLearner(
-            updates, self.model, training, local.max_document_tokens, every_round=twice, tables=tables_of(config)
+            updates, self.model, training, local.max_document_tokens, twice, tables_of(config), kept_bytes
         )
-        slots = {text.partition(":")[0].strip(): k for k, text in enumerate(declared_of(config.queries.declared))}
-        self.learner.named = {p.user: slots[p.persona] for p in settings.people if p.persona in slots}
+        self._slots = {text.partition(":")[0].strip(): k for k, text in enumerate(declared_of(config.queries.declared))}
         root_key = Ed25519PublicKey.from_public_bytes(settings.root_key)
         policy = open_policy(settings.policy_file, root_key)
         directory = open_directory(settings.directory_file, root_key) if settings.directory_file else None
         if basis.sha256 != policy.basis_sha256:
             raise ModelError("the basis in this process is not the one that the policy names")
-        keys = {user: Ed25519PrivateKey.from_private_bytes(raw) for user, raw in settings.device_keys.items()}
-        self.devices: dict[str, Device] = open_devices(
+        self._keys = DeviceKeys(settings.device_root)
+        self._opening = Opening(
             self.folder / "ledger" / "devices",
             policy,
-            list(keys),
-            keys,
             lambda user: device_noise_key(settings.noise_root, user),
             self.learner,
             self.folder / "checkpoints" / "answers",
@@ -145,19 +106,25 @@ class HostWork:
             (settings.policy_file, root_key),
             shared_charge(config),
         )
+        names = names_of(settings.people) if settings.device_root else ()
+        self._places: dict[str, int] = {}
+        if not isinstance(names, Names):
+            self._places = {user: place for place, user in enumerate(names)}
+        # Under masks a device lives in memory from its keys to its last word: all of a cohort may stay open.
+        most = max(MOST_OPEN, config.cohort or len(names)) if config.privacy.transport == "masked" else MOST_OPEN
+        self.devices = Devices(names, self._device, most)
         self.lock = threading.RLock()
         self._basis, self._policy, self._number = basis, policy, settings.number
-        self._places = {user: place for place, user in enumerate(self.devices)}
-        self._service = AgentService(list(self.devices.values()), Deliveries(policy, basis), Lazy())
+        self._service = AgentService(Places(self.devices), Deliveries(policy, basis), Lazy())
         self._socket: RelaySocket | None = None
-        self._tests: dict[str, list[Cached]] = {}
+        self._tests = Kept[list[Cached]](kept_bytes)
         self._encoder: Encoder | None = None  # the scorecard's
         self.answered: dict[tuple[str, bytes], list[Any]] = {}  # neutral questions under arms of nobody's own
 
     # -- before the first round -------------------------------------------------------------------------------------
 
     def prepare(self, user: str) -> dict[str, Any]:
-        """Scrub and encode a person's history; return own tokens, test tokens and what the scrubber counted."""
+        """Scrub and encode a person's history; return own tokens and what the scrubber counted."""
         person, report = self.people[user], None
         local = self.config.local
         enough = latest(person.history, self.config.rounds * local.own_tokens)  # a token is at most a word
@@ -167,9 +134,27 @@ class HostWork:
 
             scrubbed, counts = scrub_person(Person(user, history))
             history, report = scrubbed.history, counts
-        tokens = self.learner.add(user, history) if user in self.devices else 0
-        test = sum(cached.encoded.own_tokens for cached in self._test(user))
-        return {"tokens": tokens, "test_tokens": test, "scrub": report}
+        tokens = 0
+        if user in self.devices:
+            tokens = self.learner.add(user, history)
+            if person.persona in self._slots:
+                self.learner.named[user] = self._slots[person.persona]
+        self.counts[user] = {"tokens": tokens, "scrub": report}
+        return self.counts[user]
+
+    def prepared(self) -> dict[str, dict[str, Any]]:
+        """Return the counts of everybody whose text was prepared so far."""
+        return self.counts
+
+    def _ready(self, user: str) -> None:
+        """See that the person's text is held: it may never have been, or have made room for others'."""
+        if not self.learner.knows(user):
+            self.prepare(user)
+
+    def _device(self, user: str) -> Device:
+        device = self._opening.device(user, self._keys[user])
+        device.refresh = partial(self._ready, user)
+        return device
 
     def probe(self, user: str) -> dict[str, float]:
         """Run the start-up probes of `client.probe` on one person's documents; raises ModelError where one fails."""
@@ -184,12 +169,20 @@ class HostWork:
 
     def relay(self, user: str, frame: bytes) -> bytes:
         """Return the person's agent's answer to one frame, as over a relay's socket."""
-        return self._service.reply(self._places[user], 0, frame)
+        names = self.devices.names
+        place = names.place(user) if isinstance(names, Names) else self._places.get(user)
+        return self._service.reply(-1 if place is None else place, 0, frame)
+
+    def begin(self) -> None:
+        """Drop what earlier rounds left in memory: their answers are on the disk."""
+        self._service.forget_jobs()
 
     def listen(self, folder: str) -> None:
         """Answer relays on this host's socket in `folder` from now on; training goes on in a thread of its own."""
-        devices, deliveries = list(self.devices.values()), Deliveries(self._policy, self._basis)
-        service = AgentService(devices, deliveries, Worker(self.lock), Pace(patience_s=PATIENCE_S))
+        self.devices.most = None  # relays come in threads of their own: none may find its device closed by another
+        deliveries = Deliveries(self._policy, self._basis)
+        service = AgentService(Places(self.devices), deliveries, Worker(self.lock), Pace(patience_s=PATIENCE_S))
+        self.relayed = service.reply
         self._socket = RelaySocket(Path(folder) / f"{self._number}.sock", service.reply)
 
     def observe(self, user: str, number: int, slots: Vector) -> Vector | None:
@@ -211,6 +204,7 @@ class HostWork:
 
         For the comparison line of a simulation alone; no device of a federation has this method.
         """
+        self._ready(user)
         query = Query.from_bytes(query_bytes)
         seed = (
             int(KeyStream(device_noise_key(self._noise_root, user), query.event_id(user)).candidates(0, 1)[0, 0]) >> 1
@@ -226,6 +220,7 @@ class HostWork:
 
     def scrubbed_update(self, user: str, query_bytes: bytes, start: Vector) -> Vector:
         """Return the same update as `unscrubbed_update`, trained on the scrubbed text, with the same batches."""
+        self._ready(user)
         query = Query.from_bytes(query_bytes)
         return TextLearner.update(self.learner, user, self.learner.layout.unflatten(start), query, 0)
 
@@ -341,13 +336,14 @@ class HostWork:
         return PARTS[name](self, *arguments)
 
     def write_checkpoints(self) -> None:
-        """Sign the state of each device's ledger, for a witness to countersign."""
-        for device in self.devices.values():
-            device.ledger.write_checkpoint()
+        """Sign the state of the ledger of each device that was asked, for a witness to countersign."""
+        for user in self.devices.begun(self._opening.folder):
+            self.devices[user].ledger.write_checkpoint()
+        self.devices.close()
 
     def peak_memory_bytes(self) -> int:
         """Return the most memory that this process held."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_memory_bytes()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -366,11 +362,13 @@ class HostWork:
 
     def _test(self, user: str) -> list[Cached]:
         """Return the person's raw test documents, up to the limit of own tokens, each with its cached prefix."""
-        if user not in self._tests:
+        found = self._tests.get(user)
+        if found is None:
             limit = self.config.evaluation.test_tokens
             chosen = up_to(self._encoded(self.people[user].test), limit)
-            self._tests[user] = [self.model.prefix(e) for e in chosen]
-        return self._tests[user]
+            found = [self.model.prefix(e) for e in chosen]
+            self._tests.put(user, found, sum(cached.hidden.nbytes for cached in found))
+        return found
 
     def _own_documents(self, user: str) -> list[Cached]:
         """Return the newest raw history documents up to the limit of own tokens, oldest first."""

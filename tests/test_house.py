@@ -145,6 +145,13 @@ def test_the_pure_core_imports_no_model_network_or_log() -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
+def test_arrays_become_bytes_in_one_place() -> None:
+    writers = [
+        relative(p) for p in sources(*PACKAGES) if re.search(r"safetensors\.numpy import .*\bsave", p.read_text())
+    ]
+    assert writers == ["privacy/tensors.py"], "the library scrambles what does not lie in rows"
+
+
 def test_server_and_client_never_import_each_other() -> None:
     for here, there in (("client", "server"), ("server", "client")):
         for path in sources(here):

@@ -26,7 +26,7 @@ class ClearSum:
             raise ConfigError("a sum in the clear needs transport ideal or off and devices that are each invited once")
         self.query, self.survivors = query, tuple[str, ...]()
         self.heads: dict[str, str] = {}
-        self._invited, self._keys = tuple(invited), keys
+        self._invited, self._keys = dict.fromkeys(invited), keys
         self._answers: dict[str, Answer] = {}
         self._total: NDArray[np.int64] | None = None
         self._closed = False

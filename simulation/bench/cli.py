@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from simulation.bench.suite import Bench, BenchSizes
+
 bench = typer.Typer(help="Side by side with peers, as ratios.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Devices = Annotated[int, typer.Option(help="Devices of the round that runs in one process.", min=8)]
+People = Annotated[int, typer.Option(help="People, all of whom take part in every round.", min=16)]
+Rounds = Annotated[int, typer.Option(help="Rounds.", min=1)]
+Documents = Annotated[int, typer.Option(help="Invented documents to search.", min=100)]
+Model = Annotated[str, typer.Option(help="Name, folder or hub id of the base model.")]
 
 
 @bench.callback()
@@ -16,85 +25,68 @@ def group() -> None:
     """Side by side with peers, as ratios of figures measured in one run on one machine."""
 
 
-@bench.command()
-def secagg(
-    devices: Annotated[int, typer.Option(help="Devices of the round that runs in one process.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+@bench.command("all")
+def everything(
+    people: People = 1000,
+    rounds: Rounds = 5,
+    devices: Devices = 1000,
+    documents: Documents = 10_000,
+    model: Model = "smollm2-135m",
+    only: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated parts: start, message, generate, retrieve, secagg, train, simulate."),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
+    """Every row beside its peer and its limit, in one run; half an hour, and what a peer needs is fetched once."""
+    from privacy.errors import ConfigError
+    from simulation.bench.suite import PARTS, BenchSizes
+
+    names = [name.strip() for name in only.split(",")] if only is not None else list(PARTS)
+    if unknown := [name for name in names if name not in PARTS]:
+        raise ConfigError(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    sizes = BenchSizes(people=people, rounds=rounds, devices=devices, documents=documents, model=model)
+    _run(names, sizes, as_json)
+
+
+@bench.command()
+def secagg(devices: Devices = 1000, as_json: Json = False) -> None:
     """Masks and a whole private sum, against Flower's SecAgg+ masks and the machine's bare keystream."""
-    from fractions import Fraction
+    from simulation.bench.suite import BenchSizes
 
-    from privacy.query import Cohort, Limits, Query
-    from simulation.bench.secagg import Sizes, secagg_rows
-
-    digest = "0" * 64
-    template = Query(
-        federation="bench",
-        campaign="secagg",
-        round=0,
-        attempt=0,
-        purpose="train.global",
-        slots=1,
-        slot_dim=1,
-        clip_norm=Fraction(1),
-        noise_multiplier=Fraction(1),
-        cohort=Cohort(devices),
-        transport="ideal",
-        release_sha256=digest,
-        basis_sha256=digest,
-        policy_sha256=digest,
-        ledger_head=digest,
-        objective="next-token",
-        limits=Limits(own_tokens=1, local_steps=1),
-    )
-    rows = secagg_rows(template, Sizes(large_invited=devices, large_dropped=devices // 5))
-    if as_json:
-        typer.echo(json.dumps({"rows": rows}))
-        return
-    for row in rows:
-        typer.echo(
-            f"{row['work']}: {row['ours']:.3f} against {row['peer']:.3f} {row['unit']}: {row['ratio']:.1f} x"
-            f"   {row['limit_ratio']:.2f} of the limit\n    {row['same']}"
-        )
-    typer.echo(f"peer: {rows[0]['peer_name']}")
+    _run(["secagg"], BenchSizes(devices=devices), as_json)
 
 
 @bench.command()
 def train(
     people: Annotated[str, typer.Option(help="chitchat, or a JSONL file of people.")] = "chitchat",
-    model: Annotated[str, typer.Option(help="Name, folder or hub id of the base model.")] = "smollm2-135m",
-    documents: Annotated[int, typer.Option(help="Documents to train on.")] = 64,
-    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 3,
-    rank: Annotated[int, typer.Option(help="Rank of our cores.")] = 16,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    model: Model = "smollm2-135m",
+    documents: Annotated[int, typer.Option(help="Documents to train on.", min=8)] = 64,
+    epochs: Annotated[int, typer.Option(help="Passes over them.", min=1)] = 3,
+    rank: Annotated[int, typer.Option(help="Rank of our cores.", min=1)] = 16,
+    as_json: Json = False,
 ) -> None:
-    """Training tokens a second, and seconds to equal quality, against stock PEFT LoRA."""
-    from client.base_model import base_model_path
-    from client.model import LanguageModel
-    from simulation.basis_cache import cached_basis
-    from simulation.bench.train import train_rows
-    from simulation.config import AdapterConfig
-    from simulation.population import load_people
-    from simulation.progress import Progress
+    """Training tokens a second, seconds to equal quality and the cost of record-level privacy, against stock PEFT."""
+    from simulation.bench.suite import BenchSizes
 
-    progress, adapter = Progress(quiet=as_json), AdapterConfig(rank=rank)
-    path: Path = base_model_path(model)
-    basis = cached_basis(path, adapter, 0, progress)
-    tokens = LanguageModel.load(path, top_layers=adapter.layers)
-    everyone = load_people(people, 200).people
-    history = [d for i in range(4) for p in everyone[16:] for d in p.history[i : i + 1]][:documents]
-    test = [p.test[0] for p in everyone[:16] if p.test]
-    encoded = [[e for e in (tokens.encode(d, 256) for d in part) if e.own_tokens] for part in (history, test)]
-    rows = train_rows(path, basis, encoded[0], encoded[1], adapter.layers, epochs)
-    if as_json:
-        typer.echo(json.dumps({"rows": rows}))
-        return
-    for row in rows:
-        limit = f"   {row['limit_ratio']:.2f} of the limit" if row["limit_ratio"] is not None else ""
-        typer.echo(
-            f"{row['work']}: {row['ours']:.0f} against {row['peer']:.0f} {row['unit']}: {row['ratio']:.1f} x{limit}"
-        )
-    typer.echo(f"peer: {rows[0]['peer_name']}; {rows[0]['same']}")
+    sizes = BenchSizes(train_people=people, model=model, train_documents=documents, epochs=epochs, rank=rank)
+    _run(["train"], sizes, as_json)
+
+
+@bench.command()
+def simulate(people: People = 1000, rounds: Rounds = 5, as_json: Json = False) -> None:
+    """A whole simulation of a small model, against Flower's (Ray) and pfl-research's, each in one command."""
+    from simulation.bench.suite import BenchSizes
+
+    _run(["simulate"], BenchSizes(people=people, rounds=rounds), as_json)
+
+
+@bench.command()
+def retrieve(documents: Documents = 10_000, as_json: Json = False) -> None:
+    """A search among a person's documents, against rank-bm25 and plain sentence-transformers search."""
+    from simulation.bench.suite import BenchSizes
+
+    _run(["retrieve"], BenchSizes(documents=documents), as_json)
 
 
 @bench.command()
@@ -127,3 +119,31 @@ def face(
             f"{row['work']}: {row['value']:.3f} {row['unit']}, aim {row['aim']:g}: {met}"
             f"   worst {row['worst']:.3f}\n    {row['how']}"
         )
+
+
+def _run(names: list[str], sizes: BenchSizes, as_json: bool) -> None:
+    """Run parts and write their rows, as JSON or as a line each; raises ConfideError where none could be run."""
+    from privacy.errors import ConfideError
+    from simulation.bench.suite import run_parts
+    from simulation.progress import Progress
+    from simulation.quiet import quiet_libraries
+
+    quiet_libraries()
+    found = run_parts(names, sizes, Progress(quiet=as_json))
+    if not found["rows"]:
+        raise ConfideError(f"nothing could be run: {found['not_run'][0]}")
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _show(found)
+
+
+def _show(found: Bench) -> None:
+    for row in found["rows"]:
+        limit = f"   {row['limit_ratio']:.2f} of the limit" if row["limit_ratio"] is not None else ""
+        typer.echo(
+            f"{row['work']}: {row['ours']:.3g} against {row['peer']:.3g} {row['unit']}: {row['ratio']:.2f} x{limit}\n"
+            f"    {row['peer_name']}\n    {row['same']}"
+        )
+    for line in found["not_run"]:
+        typer.echo(f"not run: {line}")

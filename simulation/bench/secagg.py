@@ -26,7 +26,7 @@ from privacy.secagg.journal import MemoryJournal
 from privacy.secagg.keys import RememberedChecks
 from privacy.secagg.masks import BLOCK, Stream, add_streams
 from privacy.secagg.server import SumServer
-from simulation.bench.train import Row
+from simulation.bench.row import Row
 
 PEER: Final = "Flower 1.41 SecAgg+ masks (pseudo_rand_gen, int64)"
 PEER_RANGE: Final = 2**32

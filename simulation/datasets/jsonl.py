@@ -59,7 +59,7 @@ def load(path: Path, min_test: int, strict: bool = False) -> Loaded:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:
-            for number, line in _lines(stream, digest):
+            for number, line in lines_of(stream, digest):
                 _read_line(reading, number, line)
     except OSError as error:
         raise DataError(f"{path.name}: cannot be read ({error.strerror})") from None
@@ -88,6 +88,15 @@ def load_records(
     return _loaded(reading, min_test, digest.hexdigest())
 
 
+def person_of(name: str, lines: Iterable[tuple[int, bytes]]) -> Person:
+    """Return the person of whom all these lines of a file called `name` are. Raises BrokenLine, IndexError for none."""
+    reading = _Reading(name, strict=False)
+    for number, line in lines:
+        if line.strip():
+            _take(reading, number, json_record(line))
+    return _loaded(reading, 0, "").people[0]
+
+
 def user_name(user: str) -> str:
     """Return `user` if it is a plain short name, else `user-` and 12 hex digits of its SHA-256.
 
@@ -99,7 +108,7 @@ def user_name(user: str) -> str:
     return "user-" + hashlib.sha256(user.encode()).hexdigest()[:12]
 
 
-def _lines(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[tuple[int, bytes | None]]:
+def lines_of(stream: BinaryIO, digest: hashlib._Hash) -> Iterator[tuple[int, bytes | None]]:
     """Yield (number, line); None for a line over the limit, of which no more than a block is ever held."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):

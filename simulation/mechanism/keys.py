@@ -33,7 +33,7 @@ def _made_anew(folder: Path) -> Check:
     roots, homes = set(), set()
     for i in range(2):
         (folder / f"run-{i}" / "checkpoints").mkdir(parents=True)
-        roots.add(RunFolder(folder / f"run-{i}").secrets(["ann"], None).noise_root)
+        roots.add(RunFolder(folder / f"run-{i}").secrets(None).noise_root)
         home = AgentHome(folder / f"home-{i}")
         home.save(AgentSettings("ann", "no-model"))
         homes.add(home.noise_key)

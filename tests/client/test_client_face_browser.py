@@ -308,13 +308,14 @@ def test_the_keyboard_alone_reaches_and_works_every_control(seen: Seen) -> None:
             assert at["outline"], (screen, at)
             walked.append(at["number"])
         assert walked == wanted and len(wanted) > len(SCREENS), (screen, walked, wanted)
-    page.evaluate("location.hash = '#find'")
-    page.wait_for_selector("#screen-find:not([hidden])")
+    page.evaluate("location.hash = '#stored'")
+    page.wait_for_selector("#screen-stored:not([hidden])")
     page.wait_for_timeout(300)
     page.evaluate("document.activeElement.blur(); document.body.focus()")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main", "the first stop skips to the content"
+    assert page.locator("#screen-stored").is_visible(), "and the screen stays"
 
 
 @pytest.fixture

@@ -329,6 +329,32 @@ def seeded(make: Callable[[], Any]) -> Any:
         return make()
 
 
+def test_switching_counts_again_where_an_adapter_came_back(cored: LanguageModel, cached: CachedDialogues) -> None:
+    """What PEFT was told last is remembered; an adapter that is dropped and added anew is another one."""
+    documents = cached(cored, 2)
+    for _ in range(2):
+        cored.add_own(4, ("q_proj", "v_proj"))
+        cored.activate(GLOBAL)
+        without = torch.cat(cored.document_nats(documents))
+        with torch.no_grad():
+            for name, parameter in cored.net.named_parameters():
+                if f"lora_B.{OWN}" in name:
+                    parameter.fill_(0.5)
+        cored.activate(GLOBAL, OWN)
+        assert not torch.allclose(torch.cat(cored.document_nats(documents)), without)
+        cored.activate(GLOBAL)
+        assert torch.equal(torch.cat(cored.document_nats(documents)), without)
+        cored.activate(GLOBAL, OWN)
+        cored.drop_own()
+
+
+def test_a_core_that_was_replaced_is_the_one_that_is_found(cored: LanguageModel) -> None:
+    name, core = next(iter(cored.cores().items()))
+    other = torch.nn.Linear(core.in_features, core.out_features, bias=False)
+    cored.net.get_submodule(name).lora_A[GLOBAL].core = other
+    assert cored.cores()[name] is other
+
+
 def test_a_model_whose_prefix_does_not_replay_is_run_whole(new_model: NewModel) -> None:
     config = GPT2Config(vocab_size=259, n_positions=64, n_embd=32, n_layer=3, n_head=2)
     net = seeded(lambda: GPT2LMHeadModel(config))

@@ -84,7 +84,7 @@ class Federation:
         accepted = self.send(name, Training(query.to_bytes()).encode())
         member = self.residents[name].member
         assert member is not None
-        for job in list(member._service._jobs.values()):
+        for job in [job for jobs in member._service._jobs.values() for job in jobs.values()]:
             assert job.done.wait(60)
         return accepted
 

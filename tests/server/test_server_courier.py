@@ -116,7 +116,7 @@ EXPECTED = [(user, b"f-" + user.encode() + user.encode()) for user in USERS]
 def test_frames_reach_their_devices_and_answers_come_back_under_their_names() -> None:
     grid = HandGrid(honest)
     courier = courier_over(grid)
-    assert courier.greet(["a" * 64, "b" * 64]) == dict.fromkeys(USERS, 2)
+    assert courier.greet(["a" * 64, "b" * 64], USERS) == dict.fromkeys(USERS, 2)
     assert sorted(exchanged(courier)) == EXPECTED
     assert {m.metadata.message_type for m in grid.pushed} == {"query.hello", "train.answer"}
     assert sorted(exchanged(courier, ["d02"])) == EXPECTED[2:3], "nobody else is asked"
@@ -128,7 +128,7 @@ def test_replies_in_any_order_delayed_and_repeated_count_once() -> None:
     grid = HandGrid(honest)
     grid.times, grid.delay = lambda node: 3, lambda node: node % 5
     courier = courier_over(grid)
-    assert set(courier.greet([])) == set(USERS)
+    assert set(courier.greet([], USERS)) == set(USERS)
     assert sorted(exchanged(courier)) == EXPECTED
     assert sorted(exchanged(courier)) == EXPECTED
 
@@ -136,7 +136,7 @@ def test_replies_in_any_order_delayed_and_repeated_count_once() -> None:
 def test_a_reply_to_an_earlier_message_is_dropped() -> None:
     grid = HandGrid(honest)
     courier = courier_over(grid)
-    courier.greet([])
+    courier.greet([], USERS)
     grid.delay = lambda node: 10**6 if node == 7 else 0
     assert sorted(exchanged(courier, deadline_s=0.2)) == [e for e in EXPECTED if e[0] != "d02"]
     grid._waiting = [(0, reply) for _, reply in grid._waiting]  # it comes now, in the middle of the next exchange
@@ -157,7 +157,7 @@ def test_errors_strangers_and_other_forms_count_as_nothing() -> None:
         return wrong.get(node, [])
 
     courier = courier_over(HandGrid(answer))
-    courier.greet([])
+    courier.greet([], USERS)
     begun = time.monotonic()
     assert exchanged(courier) == []
     assert time.monotonic() - begun < 1.5, "an error is an answer: nobody is waited for"
@@ -166,7 +166,7 @@ def test_errors_strangers_and_other_forms_count_as_nothing() -> None:
 def test_a_reply_from_another_node_than_was_asked_is_dropped() -> None:
     grid = HandGrid(honest)
     courier = courier_over(grid)
-    courier.greet([])
+    courier.greet([], USERS)
     genuine = grid._reply
 
     def lying(message: Message, got: Any) -> Message:
@@ -182,7 +182,7 @@ def test_a_reply_from_another_node_than_was_asked_is_dropped() -> None:
 def test_a_message_that_the_grid_did_not_take_is_waited_for_by_nobody() -> None:
     grid = HandGrid(honest)
     courier = courier_over(grid)
-    courier.greet([])
+    courier.greet([], USERS)
     grid.untaken = {7}
     begun = time.monotonic()
     assert sorted(exchanged(courier, deadline_s=3.0)) == [e for e in EXPECTED if e[0] != "d02"]
@@ -194,7 +194,7 @@ def test_who_is_silent_is_waited_for_until_the_deadline_and_no_longer() -> None:
     grid = HandGrid(lambda node, message, frames: None if node in silent else honest(node, message, frames))
     courier = courier_over(grid)
     begun = time.monotonic()
-    assert set(courier.greet([])) == set(USERS) - {"d02"}
+    assert set(courier.greet([], USERS)) == set(USERS) - {"d02"}
     assert 0.5 <= time.monotonic() - begun < 1.5
     assert exchanged(courier, ["d02"], 5.0) == [], "who did not answer the greeting is not reached, and not waited for"
 
@@ -202,10 +202,10 @@ def test_who_is_silent_is_waited_for_until_the_deadline_and_no_longer() -> None:
 def test_it_waits_for_the_least_number_of_nodes_and_says_if_there_is_none() -> None:
     grid = HandGrid(honest, [101])
     begun = time.monotonic()
-    assert set(courier_over(grid).greet([])) == {"d00"}
+    assert set(courier_over(grid).greet([], USERS)) == {"d00"}
     assert time.monotonic() - begun >= 0.5
     with pytest.raises(ConfideError, match="no node"):
-        courier_over(HandGrid(honest, [])).greet([])
+        courier_over(HandGrid(honest, [])).greet([], USERS)
 
 
 # -- nodes that lie -------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_hello_that_its_device_did_not_sign_here_and_now_is_no_hello(lie: str)
 
     grid = HandGrid(answer)
     courier = courier_over(grid)
-    assert set(courier.greet([])) == {"d00", "d01", "d03"}
+    assert set(courier.greet([], USERS)) == {"d00", "d01", "d03"}
     grid.pushed.clear()
     exchanged(courier, ["d00"])
     assert [m.metadata.dst_node_id for m in grid.pushed] == [101]
@@ -254,10 +254,10 @@ def test_a_device_that_moves_to_another_node_is_found_there_at_the_next_greeting
 
     grid = HandGrid(answer)
     courier = courier_over(grid)
-    assert set(courier.greet([])) == {"d00", "d02"}
+    assert set(courier.greet([], USERS)) == {"d00", "d02"}
     where.clear()
     where.update({55: "d00"})
-    assert set(courier.greet([])) == {"d00"}
+    assert set(courier.greet([], USERS)) == {"d00"}
     grid.pushed.clear()
     exchanged(courier, ["d00", "d02"])
     assert [m.metadata.dst_node_id for m in grid.pushed] == [55]
@@ -272,8 +272,8 @@ def test_a_hello_recorded_at_one_greeting_is_nothing_at_the_next() -> None:
         return honest(node, message, frames)
 
     courier = courier_over(HandGrid(answer))
-    assert set(courier.greet([])) == set(USERS)
-    assert courier.greet([]) == {}
+    assert set(courier.greet([], USERS)) == set(USERS)
+    assert courier.greet([], USERS) == {}
     assert exchanged(courier, deadline_s=0.2) == []
 
 
@@ -288,7 +288,7 @@ def test_many_people_behind_one_node_are_told_apart_by_their_places() -> None:
 
     grid = HandGrid(answer, [0, 1])
     courier = courier_over(grid, nodes=2, people_per_node=lambda nodes: 2)
-    assert set(courier.greet([])) == set(USERS)
+    assert set(courier.greet([], USERS)) == set(USERS)
     assert sorted(exchanged(courier)) == [(u, b"<f-" + u.encode() + b">") for u in USERS]
     assert exchanged(courier, ["d02"]) == [("d02", b"<f-d02>")]
     assert frames_of(grid.pushed[-1]) == [b"", b"f-d02"]
@@ -302,5 +302,5 @@ def test_a_refusal_in_anothers_name_arrives_under_the_asked_devices_name() -> No
         return honest(node, message, frames) if message.metadata.message_type == "query.hello" else [forged]
 
     courier = courier_over(HandGrid(answer))
-    courier.greet([])
+    courier.greet([], USERS)
     assert exchanged(courier, ["d00"]) == [("d00", forged)]

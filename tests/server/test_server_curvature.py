@@ -37,6 +37,8 @@ def test_gradient_descent_survives_a_rate_that_diverges_without() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError):
         Curvature(np.eye(3), np.ones(2))
+    with pytest.raises(ConfigError, match="right angles"):
+        Curvature(np.array([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]]), np.ones(2))
     with pytest.raises(ConfigError):
         Curvature(np.eye(3), np.array([1.0, np.nan, 1.0]))
     with pytest.raises(ConfigError):

@@ -81,7 +81,7 @@ class Seen:
         self.crew, self.service, self.ticks = crew, service, ticks
         self.frames: list[tuple[float, str, str, bytes]] = []
 
-    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
+    def greet(self, offered: Sequence[str], invited: Sequence[str]) -> Mapping[str, int]:
         return dict.fromkeys(self.crew.users, self.crew.deliveries.held(offered))
 
     def exchange(self, action: str, frames: Mapping[str, bytes], deadline_s: float, done: Done) -> None:

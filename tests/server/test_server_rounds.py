@@ -46,7 +46,7 @@ class HandCourier:
         self.deadlines: list[tuple[str, float]] = []
         self.late: list[tuple[str, bytes]] = []
 
-    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
+    def greet(self, offered: Sequence[str], invited: Sequence[str]) -> Mapping[str, int]:
         return dict.fromkeys(reversed(list(self.there())), self.crew.deliveries.held(offered))
 
     def exchange(self, action: str, frames: Mapping[str, bytes], deadline_s: float, done: Done) -> None:

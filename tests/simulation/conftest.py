@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from simulation.config import RunConfig, load_config
-from simulation.host import Call, HostSettings
+from simulation.host import Before, Call, HostSettings, nothing
 from simulation.progress import Progress
 from simulation.report_schema import Report
 from simulation.run import simulate
@@ -59,25 +59,32 @@ class HostsHere:
         from simulation.work import HostWork
 
         self.works = [HostWork(one) for one in settings]
-        self.homes = {p.user: work for work, one in zip(self.works, settings, strict=True) for p in one.people}
+        self.homes = [(one.everybody, work) for work, one in zip(self.works, settings, strict=True)]
         self.log: list[tuple[str, str, tuple[Any, ...], Any]] = []
 
-    def run(self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None]) -> None:
+    def run(
+        self, calls: Sequence[tuple[str, Call]], done: Callable[[str, Any], None], before: Before = nothing
+    ) -> None:
         for user, (method, arguments) in calls:
-            result = getattr(self.homes[user], method)(*arguments)
+            result = getattr(next(work for people, work in self.homes if user in people), method)(*arguments)
             self.log.append((user, method, arguments, result))
             done(user, result)
 
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         return [getattr(work, method)(*arguments) for work in self.works]
 
+    def life(self, user: str) -> int:
+        return 0
+
+    def listen(self, folder: Path) -> None:
+        self.everywhere("listen", str(folder))
+
     def __enter__(self) -> HostsHere:
         return self
 
     def __exit__(self, *_: object) -> None:
         for work in self.works:
-            for device in work.devices.values():
-                device.ledger.close()
+            work.devices.close()
 
 
 class Run(Protocol):

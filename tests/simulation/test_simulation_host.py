@@ -20,7 +20,7 @@ PATIENCE_S = 30.0
 
 def settings(user: str) -> HostSettings:
     """Return settings of a host that is never asked to load its model."""
-    return HostSettings(RunConfig(), "nowhere", "nowhere", (Person(user, ()),), b"", b"", {}, bytes(32), "nowhere")
+    return HostSettings(RunConfig(), "nowhere", "nowhere", (Person(user, ()),), b"", b"", b"", bytes(32), "nowhere")
 
 
 def alive(process: Any) -> bool:
@@ -59,4 +59,4 @@ def test_no_worker_outlives_the_pool(error: type[BaseException] | None) -> None:
 
 def test_people_live_on_the_host_that_their_settings_name() -> None:
     with HostPool([settings("u1"), settings("u2")]) as pool:
-        assert pool._homes == {"u1": 0, "u2": 1}
+        assert [pool.home(user) for user in ("u1", "u2")] == [0, 1]

@@ -25,6 +25,7 @@ function show(focus) {
 const allowed = takeToken();
 await readWords();
 for (const start of [startFind, startContinue, startChat, startStored, startLeft, startCompare, startPrograms]) Object.assign(shown, start() ?? {});
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); at("main").focus(); });
 window.addEventListener("hashchange", () => show(true));
 show(false);
 if (!allowed) trouble(_("This page needs the token of its program. Open it with: confide device open"));

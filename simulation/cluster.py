@@ -1,0 +1,190 @@
+"""Hosts on the nodes of a Ray cluster: agents and their people on every machine, calls and frames over Ray.
+
+    this process  --calls-->  host w: an actor on node w modulo N, with the people w, w + W, w + 2 W, ...
+    a relay of Flower on any node  --Unix socket-->  its node's host, or a door that passes frames to another node's
+
+The relay knows nothing of it: on each node it finds a socket of every host in the one folder where it looks. A host
+reads model and basis and writes ledgers in the same places as this process does: the machines share a file system. An
+actor that dies, or whose node does, is started again on a node that is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from privacy.errors import ConfideError, ConfigError
+from simulation.host import Call, Host, HostSettings, Pool
+from simulation.quiet import quiet_libraries
+
+THREADS = 8  # of an actor: its work is under one lock, what relays ask is not
+ROOT = Path(__file__).parent.parent
+
+
+class HostActor:
+    """One host inside a Ray actor."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"})
+        quiet_libraries()
+        self._host = Host(settings)
+
+    def call(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
+        """Return ("ok", result) of one call, or ("error", line)."""
+        return self._host.call(method, arguments)
+
+    def listen(self) -> tuple[str, Any]:
+        """Answer the relays of this node on a socket where they look for it."""
+        from client.app import default_folder
+
+        return self._host.call("listen", (str(default_folder()),))
+
+    def relayed(self, place: int, node_id: int, frame: bytes) -> bytes:
+        """Return the answer to a frame that came through another node's door."""
+        return cast("bytes", self._host.work.relayed(place, node_id, frame))
+
+    def process(self) -> int:
+        """Return the number of the process that this actor is."""
+        return os.getpid()
+
+
+class Door:
+    """One node's sockets for the hosts of other nodes: what comes is passed on, and so is the answer."""
+
+    def __init__(self, hosts: dict[int, Any]) -> None:
+        from client.app import default_folder
+        from client.listener import RelaySocket
+
+        def passed_to(host: Any) -> Any:
+            import ray
+
+            return lambda place, node_id, frame: ray.get(host.relayed.remote(place, node_id, frame))
+
+        self._sockets = [RelaySocket(default_folder() / f"{w}.sock", passed_to(host)) for w, host in hosts.items()]
+
+    def open(self) -> int:
+        """Return how many hosts can be reached through this door."""
+        return len(self._sockets)
+
+    def close(self) -> None:
+        """Close them."""
+        for socket in self._sockets:
+            socket.close()
+
+
+class ClusterPool(Pool):
+    """Hosts on all nodes of the Ray cluster at `address`. Raises ConfigError where there is none."""
+
+    def __init__(self, settings: Sequence[HostSettings], address: str) -> None:
+        super().__init__(settings)
+        connect(address)
+        self._nodes = node_ids()
+        self._doors: list[Any] = []
+        self._answers: dict[int, Any] = {}
+        self._actors = [self._actor(w) for w in range(len(settings))]
+
+    def nodes(self) -> list[str]:
+        """Return the node of each host."""
+        return [self._nodes[w % len(self._nodes)] for w in range(len(self._actors))]
+
+    def processes(self) -> list[int]:
+        """Return the process of each host, on its own machine."""
+        import ray
+
+        return [int(ray.get(actor.process.remote())) for actor in self._actors]
+
+    def listen(self, folder: Path) -> None:
+        """Let relays on every node reach every host, in the folder where they look if nobody tells them another."""
+        import ray
+
+        for state, line in ray.get([actor.listen.remote() for actor in self._actors]):
+            if state != "ok":
+                raise ConfideError(line)
+        homes = self.nodes()
+        for node in self._nodes:
+            others = {w: actor for w, actor in enumerate(self._actors) if homes[w] != node}
+            door = ray.remote(Door).options(num_cpus=0, max_concurrency=THREADS, **_on(node)).remote(others)
+            self._doors.append(door)
+        ray.get([door.open.remote() for door in self._doors])
+
+    def _actor(self, w: int) -> Any:
+        import ray
+
+        options = {"num_cpus": 0, "max_concurrency": THREADS, **_on(self._nodes[w % len(self._nodes)])}
+        return ray.remote(HostActor).options(**options).remote(self._settings[w])
+
+    def _send(self, w: int, call: Call) -> None:
+        self._answers[w] = self._actors[w].call.remote(*call)
+
+    def _arrived(self, waiting: Collection[int]) -> list[int]:
+        import ray
+
+        numbers = {self._answers[w]: w for w in waiting}
+        ready, _ = ray.wait(list(numbers), num_returns=1)
+        return [numbers[each] for each in ready]
+
+    def _received(self, w: int) -> tuple[str, Any]:
+        import ray
+
+        try:
+            state, result = ray.get(self._answers.pop(w))
+        except ray.exceptions.RayError as error:
+            raise EOFError from error
+        return state, result
+
+    def _renew(self, w: int) -> None:
+        there = node_ids()
+        if not set(self._nodes) <= set(there):
+            self._nodes = [node if node in there else there[i % len(there)] for i, node in enumerate(self._nodes)]
+        self._actors[w] = self._actor(w)
+
+    def __enter__(self) -> ClusterPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        import ray
+
+        if kind is None and self._doors:
+            ray.get([door.close.remote() for door in self._doors])
+        for actor in (*self._doors, *self._actors):
+            ray.kill(actor)
+        ray.shutdown()
+
+
+def connect(address: str) -> None:
+    """Connect this process to the cluster, once. Raises ConfigError where none is there."""
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("cluster needs Ray: install the extra `simulation`") from None
+    if ray.is_initialized():
+        return
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    try:
+        ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"no Ray cluster at {address}: {reason}") from None
+
+
+def node_ids() -> list[str]:
+    """Return the nodes of the cluster that are there and have processors, in a stable order."""
+    import ray
+
+    return sorted(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU"))
+
+
+def processors(address: str) -> int:
+    """Return how many processors the cluster's nodes have together."""
+    import ray
+
+    connect(address)
+    return max(1, int(sum(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])))
+
+
+def _on(node: str) -> dict[str, Any]:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}

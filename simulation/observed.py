@@ -1,0 +1,61 @@
+"""The researcher's view of a simulated round: what each device learned, before clip and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.figures import PublicTables
+from client.learner import TextLearner
+from client.model import LanguageModel
+from client.train import CoreTraining
+from privacy.canonical import sha256_hex
+from privacy.files import write_atomic
+from privacy.query import Query
+
+Vector = NDArray[np.float64]
+
+
+class ObservedLearner(TextLearner):
+    """A learner that keeps each person's last update: for the report, and for the run without noise.
+
+    Kept in `folder`, so that a run that was cut off reports its rounds whole; `RunFolder.close` destroys it. With
+    `every_round` one is kept for each round, because the run without noise comes after all of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: LanguageModel,
+        training: CoreTraining,
+        max_document_tokens: int,
+        every_round: bool = False,
+        tables: PublicTables | None = None,
+        most_bytes: int | None = None,
+    ) -> None:
+        super().__init__(model, training, max_document_tokens, tables, most_bytes)
+        self.folder, self.every_round = folder, every_round
+
+    def update(self, user: str, start: Mapping[str, NDArray[np.float32]], query: Query, seed: int) -> Vector:
+        """Return the update of `TextLearner.update`, from memory when the start and the round are the same."""
+        begun = sha256_hex(self.layout.flatten(start).tobytes())
+        kept = self.kept(user, query.round)
+        if kept is None or kept[0] != begun:
+            kept = begun, super().update(user, start, query, seed)
+            data = f"{query.round} {begun}\n".encode() + kept[1].astype("<f8").tobytes()
+            write_atomic(self._file(user, query.round), data, mode=0o600)
+        return kept[1]
+
+    def kept(self, user: str, number: int) -> tuple[str, Vector] | None:
+        """Return the hash of the start and the update of the person's last training for round `number`, if kept."""
+        if not self._file(user, number).exists():
+            return None
+        head, _, data = self._file(user, number).read_bytes().partition(b"\n")
+        of_round, begun = head.decode().split()
+        return (begun, np.frombuffer(data, "<f8")) if int(of_round) == number else None
+
+    def _file(self, user: str, number: int) -> Path:
+        return self.folder / (f"{user}-{number}.update" if self.every_round else f"{user}.update")
