@@ -26,7 +26,8 @@ def train(
         tuple[int, int] | None, typer.Option(help="The hours of the day in which it may run; kept for later ones.")
     ] = None,
     memory_mb: Annotated[
-        int | None, typer.Option(help="The most memory while training, model included; 0: no limit. Kept for later ones.", min=0)
+        int | None,
+        typer.Option(help="The most memory while training, model included; 0: no limit. Kept for later ones.", min=0),
     ] = None,
     background: Annotated[bool, typer.Option("--background", help="Train in a process of its own.")] = False,
     as_json: AsJson = False,

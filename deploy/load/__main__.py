@@ -84,9 +84,9 @@ def measured(folder: Path, devices: int, rounds: int, sites: int, rank: int, wor
     return facts
 
 
-def command(folder: Path, word: str, operator: OperatorFolder) -> subprocess.Popen[bytes]:
+def command(folder: Path, word: str, operator: OperatorFolder, *more: str) -> subprocess.Popen[bytes]:
     """Start `confide server start` or `run` over the federation; what it says lies in FOLDER."""
-    words = [sys.executable, "-P", "-m", "confide", "server", word, str(operator.folder), "--json"]
+    words = [sys.executable, "-P", "-m", "confide", "server", word, str(operator.folder), *more, "--json"]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIDE_", "FLWR_"))}
     kept["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with (folder / f"{word}.out").open("wb") as out, (folder / f"{word}.err").open("wb") as err:

@@ -74,8 +74,13 @@ def made_basis(sites: int, rank: int) -> Basis:
     return Basis(pairs)
 
 
-def founded(folder: Path, count: int, rounds: int, ports: tuple[int, int, int], basis: Basis) -> OperatorFolder:
-    """Return a federation for `count` devices on loopback, on the ports of door, SuperLink and page."""
+def founded(
+    folder: Path, count: int, rounds: int, ports: tuple[int, int, int], basis: Basis, cohort: int = 0
+) -> OperatorFolder:
+    """Return a federation for `count` devices on loopback, on the ports of door, SuperLink and page.
+
+    `cohort` of them are invited to a round, all if left out.
+    """
     settings = Settings(
         federation="load",
         address=f"127.0.0.1:{ports[0]}",
@@ -85,7 +90,7 @@ def founded(folder: Path, count: int, rounds: int, ports: tuple[int, int, int], 
         bundle_sha256=bundle_sha256(),
         layers=1,
         dim=basis.layout.dim,
-        cohort=count,
+        cohort=cohort or count,
         rounds=rounds,
         hold_s=1,
         stage_s=600,
@@ -128,9 +133,11 @@ class Crew:
             directory,
         )
         deliveries = Deliveries(policy, directory=file)
-        service = AgentService(list(self.devices.values()), deliveries, Worker(threading.RLock()), Pace(hold_s=1.0))
+        self.service = AgentService(
+            list(self.devices.values()), deliveries, Worker(threading.RLock()), Pace(hold_s=1.0)
+        )
         self.sockets = folder / "s"
-        self._socket = RelaySocket(self.sockets / "0.sock", service.reply)
+        self._socket = RelaySocket(self.sockets / "0.sock", self.service.reply)
 
     def close(self) -> None:
         """Stop answering and close the ledgers."""
