@@ -34,6 +34,8 @@ POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}  # Flower's own is a second;
 AGAIN_S = (2.0, 60.0)
 STEADY_S = 60.0  # a program that ran so long begins again with the shortest pause
 STOP_S = 15.0
+LOOK_S = 2.0
+GAVE_UP = b"sys.exit(flower_supernode())"  # in the trace of its main program's end
 LAUNCHER = """\
 #!/bin/sh
 # Written by `confide device join`: a SuperNode starts this for each message, in the place of Flower's flwr-clientapp.
@@ -46,16 +48,30 @@ MEANINGS = {
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not one of this federation's authority, or has ended, or"
     " this device's clock is wrong: nothing was sent",
     "code: 2004": "the server does not take this device: not admitted yet, revoked, or its last connection still held",
-    "401": "the server does not know this device's SuperNode: not admitted yet, or revoked, or a clock is minutes off",
+    "401 Unauthorized": "the server does not know this device's SuperNode: not admitted yet, or revoked, or a clock is"
+    " minutes off",
     "ConnectError": "the server cannot be reached",
     "Connection refused": "the server cannot be reached",
     "timed out": "the server cannot be reached",
 }
 
 
+def gave_up(log: Path, since: int) -> bool:
+    """Return whether a SuperNode's main program ended by an error, by the end of what it printed `since` that byte.
+
+    Its process may live on: other threads of Flower's wait for a signal then, and it serves nobody.
+    """
+    try:
+        with log.open("rb") as words:
+            words.seek(max(since, words.seek(0, os.SEEK_END) - 16384))
+            return GAVE_UP in words.read()
+    except OSError:
+        return False
+
+
 def meaning(words: bytes) -> str:
     """Return in one line why a SuperNode ended, by the last it printed; "" where nothing of it is known."""
-    text = words[-4096:].decode(errors="replace")
+    text = words[-16384:].decode(errors="replace")
     return next((line for sign, line in MEANINGS.items() if sign in text), "")
 
 
@@ -87,8 +103,12 @@ class Kept:
                 )  # fmt: skip
             self.process, self.starts = process, self.starts + 1
             write_atomic(self._log.with_suffix(".pid"), str(process.pid).encode())
+            looked = began
             while process.poll() is None and not self._ended.wait(0.2):
-                pass
+                if time.monotonic() - looked > LOOK_S:
+                    looked = time.monotonic()
+                    if gave_up(self._log, before):
+                        break
             end(process)
             self._tell(before)
             steady = time.monotonic() - began > STEADY_S

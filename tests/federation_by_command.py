@@ -16,6 +16,7 @@ from typing import Any
 
 import confide
 from client.agent_home import AgentHome
+from client.take_part import end, gave_up, meaning
 from privacy.errors import ConfideError
 from privacy.ledger import read_ledger
 from privacy.query import Query
@@ -31,6 +32,18 @@ def until(holds: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, p
     while not holds():
         assert time.monotonic() < end, f"not within {patience_s:.0f} s: {what}"
         time.sleep(pause_s)
+
+
+def supernode_ends(command: list[str], environment: dict[str, str], log: Path) -> str:
+    """Return in one line why a SuperNode ends that should end, as `Kept` reads it; its process may have to be told."""
+    log.write_bytes(b"")
+    with log.open("ab") as words:
+        process = subprocess.Popen(command, env=environment, stdout=words, stderr=words, start_new_session=True)
+    try:
+        until(lambda: process.poll() is not None or gave_up(log, 0), "the SuperNode gives up", 300.0)
+    finally:
+        end(process)
+    return meaning(log.read_bytes())
 
 
 class Commands:

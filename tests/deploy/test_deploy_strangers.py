@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from client.join import new_node_key
-from client.take_part import meaning, node_environment, supernode
+from client.take_part import node_environment, supernode
 from privacy.errors import ConfideError
 from server.certificates import days_left, new_authority
-from tests.federation_by_command import Federation, made_basis, until
+from tests.federation_by_command import Federation, made_basis, supernode_ends, until
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +27,7 @@ def federation(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Federation]:
 
 def last_words(folder: Path, address: str) -> str:
     """Return what a SuperNode of `folder` says in one line when the server does not take it."""
-    done = subprocess.run(
-        supernode(folder, address), env=node_environment(folder), capture_output=True, check=False, timeout=600
-    )
-    assert done.returncode != 0
-    return meaning(done.stdout + done.stderr)
+    return supernode_ends(supernode(folder, address), node_environment(folder), folder / "stranger.log")
 
 
 def test_strangers_are_refused_in_one_line(federation: Federation) -> None:
