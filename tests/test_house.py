@@ -216,7 +216,7 @@ def test_published_text_names_no_machine() -> None:
 
 def private_sources(text: str, documents: set[str]) -> list[str]:
     """Return what `text` leans on that nobody outside can read; `documents` are the Markdown files that exist."""
-    named = re.findall(r"[\w./-]*\w\.md\b", text)
+    named = re.findall(r"[\w./-]*\w\.md\b(?!\()", text)
     found = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in documents)]
     return found + [match.group() for pattern in PRIVATE_SOURCES for match in re.finditer(pattern, text)]
 
@@ -245,6 +245,7 @@ def test_the_search_for_private_sources_passes_what_is_fine(text: str) -> None:
 
 def test_published_text_leans_on_nothing_private() -> None:
     documents = {relative(path) for path in published() if path.suffix == ".md"}
+    documents |= {"docs/protocol.md", "docs/threats.md", "docs/changes.md"}  # pages that the site takes in
     found = {
         relative(path): private_sources(path.read_text(encoding="utf-8", errors="ignore"), documents)
         for path in published()
