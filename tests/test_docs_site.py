@@ -17,7 +17,7 @@ ROOT = Path(confide.__file__).parent
 LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^\"' >]+")
 
 
-class _Settings(yaml.SafeLoader):
+class _Settings(yaml.SafeLoader):  # type: ignore[misc] # yaml says nothing of its types
     """Reads mkdocs.yml, whose tags are for mkdocs alone."""
 
 

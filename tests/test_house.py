@@ -217,6 +217,7 @@ def test_published_text_names_no_machine() -> None:
 def private_sources(text: str, documents: set[str]) -> list[str]:
     """Return what `text` leans on that nobody outside can read; `documents` are the Markdown files that exist."""
     named = re.findall(r"[\w./-]*\w\.md\b(?!\()", text)
+    named = [name for name in named if not name.startswith("notes/")]  # what a reader writes in a tutorial
     found = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in documents)]
     return found + [match.group() for pattern in PRIVATE_SOURCES for match in re.finditer(pattern, text)]
 
