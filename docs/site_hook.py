@@ -25,6 +25,8 @@ def public_modules(package: str) -> list[str]:
     """Return the dotted names of a package's modules that a reader may import, in order; none begins with `_`."""
     found = []
     for path in sorted((ROOT / package).rglob("*.py")):
+        if not (path.parent / "__init__.py").exists():
+            continue  # a script that another interpreter runs
         parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[-1] == "__init__":
             parts = parts[:-1]

@@ -41,6 +41,7 @@ def init(
     layers: Annotated[int, typer.Option(min=1, help="How many layers from the top are adapted.")] = 10,
     cohort: Annotated[int, typer.Option(min=2, help="Devices invited to a round, and the least there must be.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of a campaign.")] = 2,
+    personas: Annotated[int, typer.Option(min=0, help="Personas, trained in every second round; 0: none.")] = 0,
     noise_multiplier: Annotated[str, typer.Option(help="Noise multiplier of a round.")] = "1",
     clip: Annotated[str, typer.Option(help="Clip norm of an answer.")] = "1/10",
     own_tokens: Annotated[int, typer.Option(min=1, help="Own tokens that a device may learn from in a round.")] = 96,
@@ -72,6 +73,7 @@ def init(
             dim=frozen.layout.dim,
             cohort=cohort,
             rounds=rounds,
+            personas=personas,
             noise_multiplier=noise_multiplier,
             clip=clip,
             own_tokens=own_tokens,
@@ -266,6 +268,26 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     _say(facts, lines(facts), as_json)
 
 
+@server.command()
+def release(
+    folder: Folder,
+    campaign: Annotated[str, typer.Option(help="Of which campaign; the latest if left out.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Copy it into this new folder, verified before and after.")] = None,
+    adapter: Annotated[str, typer.Option(help="Copy this adapter alone: a folder that stock PEFT loads.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What a signed release holds, verified; and a copy of it, whole or one adapter as a plain PEFT folder."""
+    from server.released import described, lines, taken_out
+
+    operator = _opened(folder)
+    facts = described(operator, campaign)
+    if adapter and out is None:
+        raise ConfigError("say where the adapter goes: --out FOLDER")
+    if out is not None:
+        facts["copied_to"] = str(taken_out(operator, campaign, out, adapter))
+    _say(facts, lines(facts), as_json)
+
+
 def _campaign(operator: OperatorFolder, name: str, new: bool) -> str:
     """Return the campaign to run: the unfinished one, or a new one."""
     from server.found import begin, names_taken
@@ -305,7 +327,12 @@ def _verdict(operator: OperatorFolder, people: int) -> dict[str, Any]:
 
     settings = operator.settings
     asked = Campaign(
-        people=people, noise_multiplier=settings.noise, rounds=settings.rounds, dim=settings.dim, transport="masked"
+        people=people,
+        noise_multiplier=settings.noise,
+        rounds=settings.rounds,
+        personas=max(1, settings.personas),
+        dim=settings.dim,
+        transport="masked",
     )
     found = plan(asked).as_dict()
     return {name: found[name] for name in ("verdict", "epsilon", "noise_ratio")}

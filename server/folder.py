@@ -47,7 +47,8 @@ class Settings:
 
     `address` is where SuperNodes connect (host:port); `listen` the address that is listened on, `control` the port of
     the SuperLink on loopback, `observe` that of the operator's page and metrics. `cohort` devices are invited to a
-    round and are the least that a device answers among; `hold_s` and `stage_s` as in `server.rounds`.
+    round and are the least that a device answers among;
+    with `personas` (0: none) every second of the `rounds` trains these; `hold_s` and `stage_s` as in `server.rounds`.
     """
 
     federation: str
@@ -60,6 +61,7 @@ class Settings:
     dim: int
     cohort: int = 16
     rounds: int = 2
+    personas: int = 0
     noise_multiplier: str = "1"
     clip: str = "1/10"
     own_tokens: int = 96
@@ -80,6 +82,8 @@ class Settings:
             _require(type(value) is int and value >= 1, f"{name} is a whole number from 1")
         _require(type(self.hold_s) is int and self.hold_s >= 0, "hold_s is a whole number of seconds")
         _require(self.cohort >= 2, "a cohort has two devices at least: one device has no sum to hide in")
+        _require(type(self.personas) is int and (self.personas == 0 or self.personas >= 2), "personas is 0 or from 2")
+        _require(not self.personas or self.rounds >= 2, "personas need two rounds: every second one trains them")
         _require(self.noise > 0 and self.clip_norm > 0, "noise_multiplier and clip are above 0")
         for name in ("control", "observe"):
             _require(0 < getattr(self, name) < 65536, f"{name} is a port")

@@ -81,14 +81,14 @@ def policy_of(settings: Settings, signer: str) -> Policy:
     attempts = settings.rounds * MAX_ATTEMPTS
     return Policy(
         federation=settings.federation,
-        purposes=("train.global",),
+        purposes=("train.global", "train.persona") if settings.personas else ("train.global",),
         min_noise_multiplier=settings.noise,
         max_clip_norm=settings.clip_norm,
         min_invited=settings.cohort,
         min_survivor_fraction=Fraction(2, 3),
         max_participations=attempts,
         budget_rho=attempts * rho_of(settings.noise),
-        max_dim=settings.dim,
+        max_dim=max(settings.dim, settings.personas * (settings.dim + 1)),
         limits=Limits(settings.own_tokens, LOCAL_STEPS),
         basis_sha256=settings.basis_sha256,
         release_signer=signer,
@@ -111,7 +111,7 @@ def begin(operator: OperatorFolder, campaign: str) -> ServerHome:
         campaign=campaign,
         rounds=settings.rounds,
         cohort=settings.cohort,
-        personas=0,
+        personas=settings.personas,
         slot_dim=settings.dim,
         clip_norm=settings.clip_norm,
         noise_multiplier=settings.noise,
@@ -122,6 +122,7 @@ def begin(operator: OperatorFolder, campaign: str) -> ServerHome:
         policy_sha256=policy.sha256,
         seed=0,
         directory_sha256=directory.sha256 or NO_DIRECTORY,
+        persona_floor=Cohort(settings.cohort).min_survivors,
     )
     stage = float(settings.stage_s)
     deadlines = Deadlines(stage=stage, window=float(settings.hold_s), training=600.0, greeting=stage)

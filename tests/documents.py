@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from simulation.config import RunConfig, load_config
 ROOT = Path(confide.__file__).parent
 SHELLS = ("sh", "bash", "console")
 FENCE = re.compile(r"^```+\s*(\S*)[^\n]*\n(.*?)^```+\s*$", re.DOTALL | re.MULTILINE)
-MARK = re.compile(r"<!--\s*(run|run slowly|not run):\s*(.*?)\s*-->\s*\Z", re.DOTALL)
+MARK = re.compile(r"<!--\s*(run|run slowly|not run):\s*((?:(?!-->).)*?)\s*-->\s*\Z", re.DOTALL)
 # A line that is a form and no command: it has a choice, something left out, or a part that may be left out.
 FORM = re.compile(r"\||…|\.\.\.|\[")
 
@@ -87,6 +88,10 @@ def fault(line: str, exact: bool) -> str:
 
     With `exact` the line is one that a reader types: whatever the command wants must be there too.
     """
+    if line.endswith("|| true"):  # shown because it is refused: the page shows with which words
+        return ""
+    line = re.sub(r'"\$\(.*?\)"(?= |$)', "VALUE", line)  # what a shell fills in
+    line = re.split(r"\s+(?:2?>|\|\||&&|&$)", line)[0]
     try:
         words = shlex.split(line)
     except ValueError:
@@ -179,7 +184,7 @@ def settings_fault(command: click.Command, words: Sequence[str]) -> str:
     """Return what is wrong with the `--set` and `--grid` of `confide simulate`."""
     if command.name != "simulate":
         return ""
-    given = [word for before, word in zip(words, words[1:], strict=False) if before in ("--set", "--grid")]
+    given = [word for before, word in pairwise(words) if before in ("--set", "--grid")]
     singles = [f"{w.partition('=')[0]}={value}" for w in given for value in w.partition("=")[2].split(",")[:1]]
     try:
         load_config(None, [word for word in singles if not word.startswith("key=")])

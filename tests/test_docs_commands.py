@@ -76,7 +76,8 @@ def test_a_page_names_settings_that_exist(page: str) -> None:
 
 
 def test_blocks_are_read_with_their_marks_and_outputs() -> None:
-    page = "a\n<!-- run: one -->\n```console\n$ confide \\\n    --help  # why\nout\n$ ls\n```\n\n```sh\n# no\nmake test\n```\n"
+    page = "a\n<!-- run: one -->\n```console\n$ confide \\\n    --help  # why\nout\n$ ls\n```\n"
+    page += "\n```sh\n# no\nmake test\n```\n"
     first, second = blocks("p", page)
     assert first.mark == "run" and first.about == "one" and first.line == 3
     assert first.steps() == [("confide --help", ["out"]), ("ls", [])]

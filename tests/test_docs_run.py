@@ -52,6 +52,7 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder, programs = folder, folder / ".programs"
         programs.mkdir()
+        (folder / "docs").symlink_to(ROOT / "docs")
         for name, words in {"confide": "-P -m confide", "python": ""}.items():
             (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
             (programs / name).chmod(0o755)

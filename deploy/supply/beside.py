@@ -1,4 +1,4 @@
-"""The part of a lock that another lock does not hold: what a further extra adds, with its hashes."""
+"""The part of a lock that another lock does not hold. Run in the end-to-end test (tests/deploy)."""
 
 from __future__ import annotations
 
