@@ -158,7 +158,7 @@ def core_updates(
     model.set_cores(start)
     model.activate(GLOBAL)
     cores = model.cores()
-    loss, parameters = DocumentLoss(model, cores.values()), [core.weight for core in cores.values()]
+    loss, parameters = DocumentLoss(model, cores.values()), [w for core in cores.values() for w in core.parameters()]
     rows = [(owner, d) for owner, documents in enumerate(people) for d in documents if d.encoded.own_tokens]
     owners = torch.tensor([owner for owner, _ in rows], dtype=torch.long)
     sums = torch.zeros(len(people), model.layout.dim, dtype=torch.float64)
@@ -167,7 +167,7 @@ def core_updates(
         try:
             for chunk in batches_by_length([len(d.encoded.ids) for _, d in rows], StepPlan.batch_tokens):
                 per_document_gradients(wrapped, [rows[i][1] for i in chunk])
-                flat = torch.cat([p.grad_sample.flatten(1) for p in parameters], 1)  # type: ignore[operator]
+                flat = torch.cat([p.grad_sample.flatten(1) for p in parameters], 1)  # type: ignore[attr-defined]
                 clipped = flat * (settings.document_clip / (flat.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]
                 sums.index_add_(0, owners[chunk], clipped.double().cpu())
                 wrapped.zero_grad(set_to_none=True)

@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from client.join import AUTHORITY, NODE_KEY, PIN
 from client.listener import RelaySocket
 from client.take_part import end, node_environment, supernode
-from deploy.load.__main__ import command, founded, peak_mb, remember, wait
+from deploy.load.__main__ import command, peak_mb, remember, wait
 from deploy.load.__main__ import end as end_server
-from deploy.load.crew import Crew, made_basis
+from deploy.load.crew import Crew, founded, made_basis
 from deploy.local.federation import free_ports
 from privacy.files import write_atomic
 from privacy.ledger import read_ledger

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -84,7 +84,7 @@ class Fleet:
             connection = http_request_response(
                 address, False, certificates, (keys[place], keys[place].public_key()), max_wait_time=120.0
             )
-            node_id, *calls = connection.__enter__()
+            node_id, *calls = cast("tuple[Any, ...]", connection.__enter__())
             self._stack.push(connection)
             return Node(place, node_id, calls)
 
@@ -143,7 +143,7 @@ class Fleet:
             max_concurrent_pulls=1,
         )
         message.metadata.__dict__["_message_id"] = tree.object_id
-        config = {"partition-id": node.place, "num-partitions": self._people}
+        config: dict[str, bool | float | int | str] = {"partition-id": node.place, "num-partitions": self._people}
         reply = pass_on(message, Context(run_id, node.node_id, config, RecordDict(), {}))
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():

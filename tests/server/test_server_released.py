@@ -40,7 +40,7 @@ class Courier:
     def __init__(self, service: AgentService, deliveries: Deliveries, users: Sequence[str]) -> None:
         self.service, self.deliveries, self.users = service, deliveries, list(users)
 
-    def greet(self, offered: Sequence[str]) -> Mapping[str, int]:
+    def greet(self, offered: Sequence[str], invited: Sequence[str]) -> Mapping[str, int]:
         return dict.fromkeys(self.users, self.deliveries.held(offered))
 
     def exchange(self, action: str, frames: Mapping[str, bytes], deadline_s: float, done: Done) -> None:
