@@ -11,6 +11,7 @@ actor that dies, or whose node does, is started again on a node that is there.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from simulation.host import Call, Host, HostSettings, Pool
 from simulation.quiet import quiet_libraries
 
 THREADS = 8  # of an actor: its work is under one lock, what relays ask is not
+KNOCK_S = 5.0
 ROOT = Path(__file__).parent.parent
 
 
@@ -70,8 +72,8 @@ class Door:
 
     def close(self) -> None:
         """Close them."""
-        for socket in self._sockets:
-            socket.close()
+        for each in self._sockets:
+            each.close()
 
 
 class ClusterPool(Pool):
@@ -161,12 +163,24 @@ def connect(address: str) -> None:
         raise ConfigError("cluster needs Ray: install the extra `simulation`") from None
     if ray.is_initialized():
         return
+    _knock(address)
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     try:
         ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no Ray cluster at {address}: {reason}") from None
+
+
+def _knock(address: str) -> None:
+    """Raise ConfigError where nobody listens at `address`, a host and a port: Ray itself asks again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto", "local": a name that Ray looks up
+    try:
+        socket.create_connection((host, int(port)), KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster at {address}: {error}") from None
 
 
 def node_ids() -> list[str]:
