@@ -215,10 +215,10 @@ class RunConfig:
             raise ConfigError("personas must be 0 (none) or at least 2, not 1")
         if self.own.people == 1:
             raise ConfigError("own.people must be 0 or at least 2 (each is the wrong person of another), not 1")
-        self._check_together()
         self.noise_multiplier()
 
-    def _check_together(self) -> None:
+    def check_together(self) -> None:
+        """Raise ConfigError where `local.together` asks for what the other keys do not allow; a run does so first."""
         local = self.local
         alike = self.engine == "local" and self.cohort is None and not self.privacy.by_record
         if local.together > 1 and not (alike and local.steps == 1 and local.sampling_rate == 1.0):

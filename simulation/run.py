@@ -72,6 +72,7 @@ def simulate(
     ConfideError, also where the audit of the finished run does not hold.
     """
     started = time.monotonic()
+    config.check_together()
     setting = prepare(config, out, progress, overwrite, replay)
     with (open_hosts or opener(config))(host_settings(setting)) as pool:
         report = build_report(_run(setting, pool, started))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,18 @@ def test_a_command_that_does_not_end_is_ended_with_all_that_it_started(tmp_path:
     with pytest.raises(BenchFailed, match="longer than 1 s"):
         measured([sys.executable, "-c", code], peer_environment(), timeout_s=1.0)
     pid = int((tmp_path / "pid").read_text())
-    state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    state, end = Path(f"/proc/{pid}/stat"), time.monotonic() + 10.0
+    while running(state) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not running(state)
+
+
+def running(state: Path) -> bool:
+    """Return whether a process is there and no corpse, by its file of the kernel's."""
+    try:
+        return state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_of_costs_the_smaller_is_better() -> None:

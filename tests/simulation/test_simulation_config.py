@@ -54,6 +54,7 @@ OTHER = {
     "local.document_clip": 2.0,
     "local.clip": 0.5,
     "local.max_document_tokens": 99,
+    "local.together": 4,
     "server.learning_rate": 0.5,
     "server.momentum": 0.5,
     "server.kind": "adam",

@@ -34,6 +34,7 @@ def test_the_release_moves_in_its_last_bits_alone(run: Any, tmp_path: Path) -> N
 )
 def test_it_is_refused_where_people_would_not_train_alike(setting: str) -> None:
     alike = ["engine=local", "local.steps=1", "local.sampling_rate=1.0", "local.together=2"]
-    assert load_config(None, alike).local.together == 2
+    load_config(None, alike).check_together()
+    refused = load_config(None, [*alike, setting])
     with pytest.raises(ConfigError, match=r"local\.together takes several people's step at once"):
-        load_config(None, [*alike, setting])
+        refused.check_together()
