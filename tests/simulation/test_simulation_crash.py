@@ -125,10 +125,9 @@ def kill_and_finish(run: Any, folder: Path, moments: Sequence[Callable[[str], bo
         status = in_child(lambda: run(folder, *SETTINGS, replay=True), moment)
         if status == 0:
             break  # the work went on in another order, and past this moment to its end
-        assert os.WIFSIGNALED(status), f"ended by itself: {status}"
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"ended by itself: {status}"
         kills += 1
     assert kills >= min(len(moments), 5)
-        assert os.WTERMSIG(status) == signal.SIGKILL
     report: Report = run(folder, *SETTINGS, replay=True)
     return report
 
