@@ -61,7 +61,10 @@ def peak_memory_bytes() -> int:
 
 
 def host_main(connection: Connection, alive: Connection, settings: HostSettings) -> None:
-    """Serve calls (method, arguments) until the pipe closes; each reply is ("ok", result) or ("error", line)."""
+    """Serve calls (method, arguments) until the pipe closes; each reply is ("ok", result) or ("error", line).
+
+    An engine that is gone before its answer was written ends the host without a word, as one that is gone before.
+    """
     threading.Thread(target=_die_with_parent, args=(alive,), daemon=True).start()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     quiet_libraries()
@@ -69,9 +72,9 @@ def host_main(connection: Connection, alive: Connection, settings: HostSettings)
     while True:
         try:
             method, arguments = connection.recv()
-        except (EOFError, OSError):
+            connection.send(host.call(method, arguments))
+        except (EOFError, OSError):  # of the pipe alone: an error of a call is an answer
             return
-        connection.send(host.call(method, arguments))
 
 
 class Host:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import pytest
 from client.documents import Person
 from privacy.errors import ConfideError
 from simulation.config import RunConfig
-from simulation.host import HostPool, HostSettings
+from simulation.host import HostPool, HostSettings, host_main
 
 PATIENCE_S = 30.0
 
@@ -63,3 +64,16 @@ def test_no_worker_outlives_the_pool(error: type[BaseException] | None) -> None:
 def test_people_live_on_the_host_that_their_settings_name() -> None:
     with HostPool([settings("u1"), settings("u2")]) as pool:
         assert [pool.home(user) for user in ("u1", "u2")] == [0, 1]
+
+
+def test_an_answer_that_nobody_waits_for_ends_the_worker_in_order() -> None:
+    """The engine may be gone between a call and its answer: no trace of that, the worker ends as one that was closed."""
+    context = multiprocessing.get_context("spawn")
+    (ours, theirs), (_watch, watched) = context.Pipe(), context.Pipe()
+    ours.send(("probe", ("u1",)))
+    ours.close()
+    process = context.Process(target=host_main, args=(theirs, watched, settings("u1")), daemon=True)
+    process.start()
+    theirs.close()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
