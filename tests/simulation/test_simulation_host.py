@@ -67,7 +67,7 @@ def test_people_live_on_the_host_that_their_settings_name() -> None:
 
 
 def test_an_answer_that_nobody_waits_for_ends_the_worker_in_order() -> None:
-    """The engine may be gone between a call and its answer: no trace of that, the worker ends as one that was closed."""
+    """The engine may be gone between a call and its answer: no trace, it ends as one that was closed."""
     context = multiprocessing.get_context("spawn")
     (ours, theirs), (_watch, watched) = context.Pipe(), context.Pipe()
     ours.send(("probe", ("u1",)))
