@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import HashAlgorithm
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-ETH_P_ALL, ETH_P_IP, PACKET_STATISTICS, SOL_PACKET, SO_RCVBUFFORCE = 3, 0x0800, 6, 263, 33
+ETH_P_ALL, ETH_P_IP, SOL_PACKET, SO_RCVBUFFORCE = 3, 0x0800, 263, 33
+PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_MR_PROMISC = 1, 6, 1
 HANDSHAKE, DATA = 22, 23
 SERVER_HELLO, FINISHED, KEY_UPDATE = 2, 20, 24
 RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")  # RFC 8446, 4.1.3
@@ -59,6 +60,8 @@ class Packets:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 2**26)
         self._socket.bind((link, 0))
+        everything = struct.pack("iHH8s", socket.if_nametoindex(link), PACKET_MR_PROMISC, 0, b"")
+        self._socket.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, everything)  # what is for others on it as well
         self._socket.settimeout(0.2)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True, name="packets")
@@ -209,7 +212,11 @@ def said(up: bytes, down: bytes, keys: Mapping[tuple[str, bytes], bytes]) -> tup
     if suite not in SUITES:
         raise ValueError(f"not TLS 1.3: cipher suite {suite:#06x}")
     return tuple(  # type: ignore[return-value]
-        _side(stream, Opener(suite, keys[f"{who}_HANDSHAKE_TRAFFIC_SECRET", client]), keys[f"{who}_TRAFFIC_SECRET_0", client])
+        _side(
+            stream,
+            Opener(suite, keys[f"{who}_HANDSHAKE_TRAFFIC_SECRET", client]),
+            keys[f"{who}_TRAFFIC_SECRET_0", client],
+        )
         for who, stream in (("CLIENT", up), ("SERVER", down))
     )
 
@@ -250,7 +257,9 @@ def spoken(stream: bytes) -> list[Spoken]:
         if not blank:
             found.append(Spoken(head, b""))
             break
-        told = {k.strip().lower(): v.strip().lower() for k, _, v in (x.partition(b":") for x in head.split(b"\r\n")[1:])}
+        told = {
+            k.strip().lower(): v.strip().lower() for k, _, v in (x.partition(b":") for x in head.split(b"\r\n")[1:])
+        }
         if told.get(b"transfer-encoding") == b"chunked":
             body, rest = _dechunked(rest)
         else:

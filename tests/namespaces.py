@@ -27,6 +27,9 @@ class Network:
         self.bridge, self.server = f"cf{self._mark}", f"{self._subnet}.1"
         self.devices = devices
 
+    def address(self, number: int) -> str:
+        return f"{self._subnet}.{number + 1}"
+
     def namespace(self, number: int) -> str:
         return f"cf{self._mark}-{number}"
 

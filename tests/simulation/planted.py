@@ -1,4 +1,4 @@
-"""Finds a planted text in bytes in every form in which it could leave: encodings, base64, hex, escapes, token numbers."""
+"""Finds a planted text in bytes in every form in which it could leave: encodings, base64, hex, token numbers …"""
 
 from __future__ import annotations
 
@@ -49,3 +49,13 @@ def forms_of(text: str, ids_of: Callable[[str], Sequence[int]]) -> Mapping[str, 
 def found(data: bytes, texts: Sequence[str], ids_of: Callable[[str], Sequence[int]]) -> list[str]:
     """Return which forms of which texts stand in `data`."""
     return [f"{text}: {name}" for text in texts for name, form in forms_of(text, ids_of).items() if form in data]
+
+
+def patterns_of(texts: Sequence[str], ids_of: Callable[[str], Sequence[int]]) -> Mapping[bytes, str]:
+    """Return every form of every text by its bytes, for many searches."""
+    return {form: f"{text}: {name}" for text in texts for name, form in forms_of(text, ids_of).items()}
+
+
+def pieces(text: str, size: int = 12) -> list[str]:
+    """Return parts of `text`, each half over the next: whatever leaves of it in one and a half `size` holds one."""
+    return [text[at : at + size] for at in range(0, len(text) - size + 1, size // 2)]
