@@ -57,11 +57,18 @@ class Commands:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIDE_", "FLWR_"))}
         return {**kept, "PYTHONPATH": str(ROOT), **more}
 
-    def confide(self, *words: str | Path, home: Path | None = None, passphrase: str = "") -> dict[str, Any]:
+    def confide(
+        self,
+        *words: str | Path,
+        home: Path | None = None,
+        passphrase: str = "",
+        before: Sequence[str] = (),
+        **more: str,
+    ) -> dict[str, Any]:
         """Return the JSON object that a command prints. Raises ConfideError with its one line if it fails."""
-        more = {"CONFIDE_HOME": str(home)} if home is not None else {}
+        more |= {"CONFIDE_HOME": str(home)} if home is not None else {}
         more |= {"CONFIDE_PASSPHRASE": passphrase} if passphrase else {}
-        command = [sys.executable, "-P", "-m", "confide", *map(str, words), "--json"]
+        command = [*before, sys.executable, "-P", "-m", "confide", *map(str, words), "--json"]
         done = subprocess.run(command, env=self.environment(**more), capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
@@ -170,19 +177,28 @@ class Federation:
         return process
 
     def enrol(
-        self, number: int, code: str = "", texts: Sequence[str] = (), vault: bool = False, options: Sequence[str] = ()
+        self,
+        number: int,
+        code: str = "",
+        texts: Sequence[str] = (),
+        vault: bool = False,
+        relay_user: str = "none",
+        before: Sequence[str] = (),
+        **more: str,
     ) -> dict[str, Any]:
-        """Let a device join with a few texts, in plain files or in a vault that opens by `passphrase`."""
+        """Let a device join with a few texts, in plain files or in a vault; `before` and `more` are for its command."""
         home, name = self.home(number).folder, f"device-{number}"
         texts = texts or [f"The {word} of {number} is not the {WORDS[i - 1]}." for i, word in enumerate(WORDS)]
         code = code or self.commands.confide("server", "invite", self.server)["code"]
         if vault:
             self.passphrases[number] = f"of {name} alone"
             self._fill_vault(number, texts)
-        words: list[str | Path] = ["device", "join", self.server / "invitation.json", "--code", code, *options]
+        words: list[str | Path] = ["device", "join", self.server / "invitation.json", "--code", code]
+        words += ["--relay-user", relay_user]
         words += ["--safety-number", self.founded["safety_number"], "--name", name]
         words += ["--model", self.model, "--no-start", *([] if vault else ["--without-vault"])]
-        joined = self.commands.confide(*words, home=home, passphrase=self.passphrases.get(number, ""))
+        passphrase = self.passphrases.get(number, "")
+        joined = self.commands.confide(*words, home=home, passphrase=passphrase, before=before, **more)
         values = json.loads((home / "agent.json").read_text()) | {"sampling_rate": 1.0}
         if not vault:
             values |= {"scrub": False}
@@ -210,10 +226,10 @@ class Federation:
             "server", "admit", self.server, self.home(number).folder / "enrolment.json", *words
         )
 
-    def take_part(self, number: int) -> subprocess.Popen[bytes]:
+    def take_part(self, number: int, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Start a device's agent and SuperNode, as a service manager would."""
         home = self.home(number).folder
-        inside = self.network.inside(number) if self.network is not None else []
+        inside = before or self.network.inside(number) if self.network is not None else []
         command = [*inside, sys.executable, "-P", "-m", "client.take_part_alone", str(home)]
         more = {"CONFIDE_HOME": str(home)}
         if number in self.passphrases:

@@ -26,7 +26,7 @@ from privacy.release import verify_release
 from server.events import events
 from simulation.population import load_people
 from tests.capture import Packets, conversations, key_log, key_log_hook, said, spoken, unpacked
-from tests.federation_by_command import ROOT, Federation, made_basis, until
+from tests.federation_by_command import ROOT, Federation, made_basis
 from tests.namespaces import Network, network
 from tests.simulation.planted import patterns_of, pieces
 
