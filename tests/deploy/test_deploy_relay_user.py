@@ -65,8 +65,8 @@ class Walled:
             folder = self.home if word == "client.resident" else self.place.folder
             for path in Path("/proc").glob("[0-9]*"):
                 try:
-                    told = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
-                    if word.encode() in told.partition(b"\0PATH")[0] and str(folder).encode() in told:
+                    command, rest = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+                    if word.encode() in command and str(folder).encode() in command + rest:
                         found.setdefault(word, set()).add(path.stat().st_uid)
                 except OSError:
                     continue
@@ -80,15 +80,17 @@ def as_user(user: int, group: int, *command: str | Path) -> subprocess.Completed
 
 
 @pytest.fixture
-def walled(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Walled]:
+def walled(tiny_model_dir: Path) -> Iterator[Walled]:
     if os.geteuid():
         pytest.skip("a user of the relay's own needs root")
-    folder = Path(tempfile.mkdtemp(prefix="cf"))  # not pytest's own, which no other user may enter
+    folder = Path(tempfile.mkdtemp(prefix="cf"))  # not pytest's own, which no other user may enter: no wall but ours
     folder.chmod(0o755)
+    there = folder / "fed"
+    there.mkdir()
     aside = ["unshare", "--mount", "sh", "-c", ASIDE, "sh", str(folder), sys.base_prefix]
     if subprocess.run([*aside, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace here")
-    made = Federation(tmp_path, tiny_model_dir, made_basis(tmp_path, tiny_model_dir), DEVICES, rounds=1)
+    made = Federation(there, tiny_model_dir, made_basis(there, tiny_model_dir), DEVICES, rounds=1, stage=300)
     try:
         made.start()
         for number in range(1, DEVICES + 1):
@@ -133,7 +135,6 @@ def test_the_relay_runs_as_its_own_user_and_can_open_nothing_of_the_persons(wall
     for path in [*secrets, *(walled.home / "ledger").iterdir()]:
         assert path.exists()
         assert b"Permission denied" in as_user(relay, group, "cat", path).stderr, path.name
-    # It is refused there, too, where the folders above are open to it: a wall that leans on none of them.
     [agent] = federation.commands.running("client.resident", walled.home)
     assert b"Permission denied" in as_user(relay, group, "cat", f"/proc/{agent}/environ").stderr
     assert as_user(relay, group, "cat", f"/proc/{agent}/root{walled.home}/vault.db").returncode != 0
