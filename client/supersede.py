@@ -53,7 +53,7 @@ def current(found: Sequence[Passage]) -> list[Passage]:
 
 
 def taken_back(older: Words, newer: Words) -> bool:
-    """Return whether the words of a sentence stand in a frame that `newer` fills otherwise, or repeats with a change."""
+    """Return whether a sentence has a frame that `newer` fills otherwise, or is repeated there; both are its words."""
     for slot in range(min(MOST_SLOT, len(older) - LEAST_FRAME) + 1):
         for frame in (older[: len(older) - slot], older[slot:]):
             if not all(STOP_WORDS.fullmatch(word) for word in frame) and _stands_in(frame, newer):
