@@ -113,15 +113,22 @@ class Assistant:
 
     def chosen(self) -> Arm:
         """Return the arm that was chosen last; before any choice, or without its adapter, retrieval alone."""
-        last = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
+        last = self._last()
         by_name = {arm.name: arm for arm in ARMS}
         arm = by_name.get(last.get("arm", ""), by_name["hybrid"])
         return by_name["hybrid"] if arm.own and active(self.vault) is None else arm
 
     def steer(self) -> float:
         """Return how much memories weigh by the last choice, 0 for as they are."""
-        last = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
-        return float(last.get("steer", 0.0))
+        return float(self._last().get("steer", 0.0))
+
+    def trusting(self) -> bool:
+        """Return whether memories before a text weigh as far as they foretell it, by the last choice."""
+        return bool(self._last().get("trusted", False))
+
+    def _last(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
+        return found
 
     def ask(
         self,

@@ -4,7 +4,8 @@
             | own adapter | own + retrieval
     choice: the least loss on one half of the held-back documents, if it beats `global` there beyond chance; else global
     check:  on the other half: a choice that is worse than global there is a false choice, and is said
-    dial:   how much memories weigh (`client.steering`), chosen and checked the same way for the arm that was chosen
+    dial:   how much memories weigh, one strength (`client.steering`) or as far as they foretell what is read
+            (`client.trust`), chosen and checked the same way for the arm that was chosen
 
 The ladder: nobody's data -> global; a few texts -> retrieval and prompts; from `LEAST_TRAINED` on also the own adapter.
 Where fewer than `FEW` texts are held back the others count too: each is searched for without itself, and its own
@@ -32,6 +33,7 @@ from client.prompt import CONTEXTUAL, CONTINUE, PERSONA, PLAIN, PROFILE, REFINED
 from client.rerank import by_likelihood
 from client.retrieve import BM25, BY_PROFILE, DENSE, IDENTITY, METHODS, PersonalIndex
 from client.steering import STRENGTHS, steered_nats
+from client.trust import trusted_nats
 from client.vault import Vault
 
 CONTEXT_TOKENS, DOCUMENT_TOKENS, READ_TOKENS, PASSAGES = 256, 192, 2048, 4
@@ -74,7 +76,7 @@ BASELINE = ARMS[0]
 class Choice:
     """The arm that serves, and why: bits per token of every arm, the gain on the half it was not chosen on.
 
-    `steer` is how much memories weigh, 0 for as they are.
+    `steer` is how much memories weigh, 0 for as they are; with `trusted` they weigh as far as they foretell.
     """
 
     arm: str
@@ -85,6 +87,7 @@ class Choice:
     false_choice: bool
     words: str
     steer: float = 0.0
+    trusted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
@@ -166,15 +169,15 @@ def score_steering(
     about: About,
     folds: Folds | None = None,
 ) -> NDArray[np.float64]:
-    """Return the nats of an arm with memories at every strength of the dial, float64 [strengths, documents]."""
+    """Return the nats of an arm with memories, float64 [strengths + 1, documents]: at every strength, then trusted."""
     held, more = scored_rows(vault, model)
     rows = held + more if folds is not None else held
     placed = [_placed(model, index, row, arm, about) for row in rows]
     found = []
     for each, row in zip(placed, rows, strict=True):
         _activate(model, arm, row, folds)
-        found.append(steered_nats(model, each, row.encoded))
-    return np.array(found).reshape(len(rows), len(STRENGTHS)).T
+        found.append([*steered_nats(model, each, row.encoded), trusted_nats(model, each, row.encoded)])
+    return np.array(found).reshape(len(rows), len(STRENGTHS) + 1).T
 
 
 def _activate(model: LanguageModel, arm: Arm, row: HeldBack, folds: Folds | None) -> None:
@@ -233,13 +236,15 @@ def with_steering(made: Choice, nats: NDArray[np.float64], seed: int = 0) -> Cho
     best = int(np.argmin(nats[:, half].sum(1)))
     if best == still or _share_better(nats[still, half], nats[best, half], seed) < CONFIDENCE:
         return made
-    ordered = nats[[still, best]]
+    ordered, trusting = nats[[still, best]], best == len(STRENGTHS)
     checked = _gain(ordered, 1, ~half)
+    how = "as far as they foretell your words" if trusting else f"{STRENGTHS[best]:+g} of the dial"
     if checked < 0:
-        said = f" Weighing them by {STRENGTHS[best]:+g} looked better and was not: left as they are."
+        said = f" That they weigh {how} looked better and was not: left as they are."
         return dataclasses.replace(made, words=made.words + said)
-    said = f" They weigh {STRENGTHS[best]:+g} of the dial: {checked:.1%} more on the half that had no say."
-    return dataclasses.replace(made, steer=STRENGTHS[best], words=made.words + said)
+    said = f" They weigh {how}: {checked:.1%} more on the half that had no say."
+    steer = 0.0 if trusting else STRENGTHS[best]
+    return dataclasses.replace(made, steer=steer, trusted=trusting, words=made.words + said)
 
 
 def choose(names: Sequence[str], nats: NDArray[np.float64], tokens: NDArray[np.int64], seed: int = 0) -> Choice:

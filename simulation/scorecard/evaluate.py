@@ -213,7 +213,7 @@ class _Work:
         layout = subject.release.basis.layout
         flat = {name: layout.flatten(cores) for name, cores in subject.release.adapters.items()}
         task = TaskCards(source, source, inactive)
-        wanted = PERSONA_CORE in self.arms or "all" in self.arms or CHOSEN in self.arms
+        wanted = {PERSONA_CORE, "all", "all_trusted", CHOSEN} & set(self.arms)
         others = self._trainers(subject, chosen) if self.baselines else []
         with self._hosts(subject, [*chosen, *others]) as hosts:
             personas = _personas(hosts, [p.user for p in chosen], flat) if wanted else {}

@@ -96,6 +96,8 @@ def test_the_weight_is_chosen_on_one_half_and_checked_on_the_other() -> None:
     fooled = better.copy()
     fooled[-1, 1::2] = base[1::2] * 1.2
     assert with_steering(made, fooled).steer == 0.0 and "looked better and was not" in with_steering(made, fooled).words
+    trusting = with_steering(made, np.vstack([np.tile(base, (len(STRENGTHS), 1)), 0.9 * base]))
+    assert trusting.trusted and trusting.steer == 0.0 and "foretell your words: 10.0% more" in trusting.words
     noise = np.tile(base, (len(STRENGTHS), 1)) + np.random.default_rng(1).normal(0, 2, (len(STRENGTHS), 20))
     assert with_steering(made, np.tile(base, (len(STRENGTHS), 1))) == made
     assert with_steering(made, noise).steer in STRENGTHS
@@ -183,7 +185,7 @@ def test_every_arm_is_scored_and_the_dial_too(vault: Vault, model: LanguageModel
     assert all((by_name["hybrid"] != by_name[n]).any() for n in ("rerank", "summary", "refined", "profile", "global"))
     summary = next(arm for arm in arms if arm.prompt == SUMMARY)
     dial = score_steering(vault, model, index, summary, about)
-    assert dial.shape == (len(STRENGTHS), len(tokens))
+    assert dial.shape == (len(STRENGTHS) + 1, len(tokens))
     np.testing.assert_allclose(dial[STRENGTHS.index(0.0)], by_name["summary"], rtol=1e-3)
     assert json.loads(json.dumps(with_steering(Choice("summary", {}, 9, 0, 0, False, ""), dial).to_json()))
 
