@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,12 @@ from typing import Any
 
 import confide
 from client.agent_home import AgentHome
+from client.consent import consent
+from client.dial import ALL, turn
+from client.importers import SHARED, add
 from client.take_part import end, gave_up, meaning
+from client.vault import Vault
+from client.vault_key import Opener
 from privacy.errors import ConfideError
 from privacy.ledger import read_ledger
 from privacy.query import Query
@@ -212,8 +218,10 @@ class Federation:
         notes.mkdir()
         for i, text in enumerate(texts):
             (notes / f"{i:02}.txt").write_text(text)
-        for words in ("init", f"add\n{notes}", "consent\n1\nshared\non", "dial\nall"):
-            self.of_device(number, *words.split("\n"))
+        with closing(Vault.create(self.home(number).folder, Opener(passphrase=self.passphrases[number]))) as vault:
+            add(vault, notes)
+            consent(vault, 1, SHARED, True)
+            turn(vault, ALL)
 
     def of_device(self, number: int, *words: str | Path) -> dict[str, Any]:
         """Return what `confide device …` prints on the device."""

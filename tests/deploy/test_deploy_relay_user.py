@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from server.events import events
 from tests.federation_by_command import Federation, made_basis, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-DEVICES, USER = 4, "confide-relay"
+DEVICES, USER = 2, "confide-relay"
 STRANGER = 65534
 ASIDE = """
 set -e
@@ -53,6 +54,7 @@ class Walled:
 
     federation: Federation
     place: RelayPlace
+    joined: dict[str, Any]
 
     @property
     def home(self) -> Path:
@@ -80,70 +82,82 @@ def as_user(user: int, group: int, *command: str | Path) -> subprocess.Completed
 
 
 @pytest.fixture
-def walled(tiny_model_dir: Path) -> Iterator[Walled]:
+def aside() -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder that others may enter, so that no wall but ours holds, and what stands before a command."""
     if os.geteuid():
         pytest.skip("a user of the relay's own needs root")
-    folder = Path(tempfile.mkdtemp(prefix="cf"))  # not pytest's own, which no other user may enter: no wall but ours
+    folder = Path(tempfile.mkdtemp(prefix="cf"))
     folder.chmod(0o755)
-    there = folder / "fed"
-    there.mkdir()
-    aside = ["unshare", "--mount", "sh", "-c", ASIDE, "sh", str(folder), sys.base_prefix]
-    if subprocess.run([*aside, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no mount namespace here")
-    made = Federation(there, tiny_model_dir, made_basis(there, tiny_model_dir), DEVICES, rounds=1, stage=300)
+    (folder / "fed").mkdir()
+    before = ["unshare", "--mount", "sh", "-c", ASIDE, "sh", str(folder), sys.base_prefix]
     try:
-        made.start()
-        for number in range(1, DEVICES + 1):
-            if number == 1:
-                wall = {"before": aside, "CONFIDE_RELAY": str(folder / "relays")}
-                joined = made.enrol(number, vault=True, relay_user=USER, **wall)  # type: ignore[arg-type]
-                assert joined["relay_user"] == USER
-                made.take_part(number, aside)
-            else:
-                joined = made.enrol(number)
-                assert joined["relay_user"] is None
-                made.take_part(number)
-            made.admit(number, joined)
-        [place] = (folder / "relays").iterdir()
-        yield Walled(made, RelayPlace(place))
+        if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("no mount namespace here")
+        yield folder, before
     finally:
-        left = made.commands.end()
         shutil.rmtree(folder)
-        assert left == []
 
 
-def test_the_relay_runs_as_its_own_user_and_can_open_nothing_of_the_persons(walled: Walled) -> None:
-    federation, place = walled.federation, walled.place
-    run = federation.commands.background("run", "server", "run", federation.server)
-    seen: dict[str, set[int]] = {}
+@contextmanager
+def walled(aside: tuple[Path, list[str]], model: Path, devices: int) -> Iterator[Walled]:
+    """Yield a federation of which device 1 joined and takes part; its server does not run yet."""
+    folder, before = aside
+    there = folder / "fed"
+    made = Federation(there, model, made_basis(there, model), devices, rounds=1, stage=300)
+    try:
+        wall = {"before": before, "CONFIDE_RELAY": str(folder / "relays")}
+        joined = made.enrol(1, vault=True, relay_user=USER, **wall)  # type: ignore[arg-type]
+        assert joined["relay_user"] == USER
+        made.take_part(1, before)
+        [place] = (folder / "relays").iterdir()
+        yield Walled(made, RelayPlace(place), joined)
+    finally:
+        assert made.commands.end() == []
 
-    def over() -> bool:
-        for word, users in walled.running().items():
-            seen.setdefault(word, set()).update(users)
-        return run.poll() is not None
 
-    until(over, "the campaign is over")
-    assert run.returncode == 0, (federation.commands.folder / "run.err").read_text()
-    assert [e["survivors"] for e in events(federation.server / "server") if e["event"] == "sum"] == [DEVICES]
-    relay, group = place.user, place.group
+def check_walls(walled: Walled) -> None:
+    """The relay's user opens nothing of the person's; strangers nothing of the relay's either."""
+    place, relay, group = walled.place, walled.place.user, walled.place.group
     assert relay not in (0, STRANGER)
-    assert seen == {"client.resident": {0}, "flower-supernode": {relay}, "client.launcher": {relay}}
-    told = ask(walled.home, {"do": "status"})
-    assert told["launcher"] == OWN and told["relay_user"] == relay and told["answered"] == 1
-
     secrets = [walled.home / name for name in ("vault.db", "vault.key", "agent.json", "person.token", "supernode")]
     for path in [*secrets, *(walled.home / "ledger").iterdir()]:
         assert path.exists()
         assert b"Permission denied" in as_user(relay, group, "cat", path).stderr, path.name
-    [agent] = federation.commands.running("client.resident", walled.home)
+    [agent] = walled.federation.commands.running("client.resident", walled.home)
+    assert walled.federation.passphrases[1].encode() in Path(f"/proc/{agent}/environ").read_bytes()
     assert b"Permission denied" in as_user(relay, group, "cat", f"/proc/{agent}/environ").stderr
-    assert as_user(relay, group, "cat", f"/proc/{agent}/root{walled.home}/vault.db").returncode != 0
     assert as_user(relay, group, "ls", walled.home).returncode != 0
     for mine in ("bundle.sha256", "authority.crt", "address"):
         assert as_user(relay, group, "cat", place.seam / mine).returncode == 0, mine
         assert as_user(relay, group, "sh", "-c", f'echo x > "{place.seam / mine}"').returncode != 0, mine
     assert as_user(STRANGER, STRANGER, "ls", place.seam).returncode != 0
     assert as_user(STRANGER, STRANGER, "cat", place.folder / "supernode").returncode != 0
+
+
+def test_the_whole_round_of_a_relay_under_its_own_user(aside: tuple[Path, list[str]], tiny_model_dir: Path) -> None:
+    with walled(aside, tiny_model_dir, DEVICES) as made:
+        federation, seen = made.federation, dict[str, set[int]]()
+        federation.start()
+        joined = federation.enrol(2)
+        assert joined["relay_user"] is None
+        federation.take_part(2)
+        for number, each in ((1, made.joined), (2, joined)):
+            federation.admit(number, each)
+        run = federation.commands.background("run", "server", "run", federation.server)
+
+        def over() -> bool:
+            for word, users in made.running().items():
+                seen.setdefault(word, set()).update(users)
+            return run.poll() is not None
+
+        until(over, "the campaign is over")
+        assert run.returncode == 0, (federation.commands.folder / "run.err").read_text()
+        assert [e["survivors"] for e in events(federation.server / "server") if e["event"] == "sum"] == [DEVICES]
+        relay = made.place.user
+        assert seen == {"client.resident": {0}, "flower-supernode": {relay}, "client.launcher": {relay}}
+        told = ask(made.home, {"do": "status"})
+        assert told["launcher"] == OWN and told["relay_user"] == relay and told["answered"] == 1
+        check_walls(made)
 
 
 CALL = """
@@ -164,24 +178,28 @@ except TimeoutError:
 """
 
 
-def test_the_agents_socket_takes_the_relays_user_by_the_kernels_word_and_nobody_else(walled: Walled) -> None:
-    path, place = walled.place.seam / SOCKET, walled.place
-    until(path.is_socket, "the agent listens")
-    assert path.stat().st_mode & 0o777 == 0o660 and path.stat().st_gid == place.group
+def called(walled: Walled, user: int, group: int) -> str:
+    """Return what becomes of a caller under this user at the agent's socket."""
+    # The system's Python: the one of this test may lie where no other user may enter.
+    command = [shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable, "-c", CALL]
+    done = as_user(user, group, *command, walled.place.seam / SOCKET, RELAY_PREAMBLE.hex())
+    return done.stdout.decode().strip() or done.stderr.decode()[-200:]
 
-    def called(user: int, group: int) -> str:
-        # Debian's Python: the one of this test may lie where no other user may enter.
-        command = [shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable, "-c", CALL]
-        done = as_user(user, group, *command, path, RELAY_PREAMBLE.hex())
-        return done.stdout.decode().strip() or done.stderr.decode()[-200:]
 
-    assert called(place.user, place.group) == "listened to"
-    assert called(0, 0) == "listened to", "the person"
-    assert called(STRANGER, STRANGER) == "denied"
-    assert called(STRANGER, place.group) == "closed", "of the group, but another user: the agent hangs up"
-    with socket.socket(socket.AF_UNIX) as person:
-        person.connect(os.fspath(walled.home / "person.sock"))
-    assert called(place.user, place.group) == "listened to"
+def test_the_agents_socket_takes_the_relays_user_by_the_kernels_word_and_nobody_else(
+    aside: tuple[Path, list[str]], tiny_model_dir: Path
+) -> None:
+    with walled(aside, tiny_model_dir, DEVICES) as made:
+        path, place = made.place.seam / SOCKET, made.place
+        until(path.is_socket, "the agent listens")
+        until(lambda: "flower-supernode" in made.running(), "the SuperNode runs")
+        assert made.running() == {"client.resident": {0}, "flower-supernode": {place.user}}
+        assert path.stat().st_mode & 0o777 == 0o660 and path.stat().st_gid == place.group
+        assert called(made, place.user, place.group) == "listened to"
+        assert called(made, 0, 0) == "listened to", "the person"
+        assert called(made, STRANGER, STRANGER) == "denied"
+        assert called(made, STRANGER, place.group) == "closed", "of the group, but another user: the agent hangs up"
+        check_walls(made)
 
 
 def test_a_relay_that_could_not_start_is_refused_when_it_is_set_up(tmp_path: Path, tiny_model_dir: Path) -> None:
