@@ -250,7 +250,7 @@ class Spoken:
 
 
 def spoken(stream: bytes) -> list[Spoken]:
-    """Return the messages of one direction; the last may be torn off. A body without a length is the rest."""
+    """Return the messages of one direction; the last may be torn off. Without a length there is no body."""
     found, rest = [], stream
     while rest:
         head, blank, rest = rest.partition(b"\r\n\r\n")
