@@ -1,6 +1,6 @@
 """Real SuperNodes that leave, die and come back while campaigns run. Run in the end-to-end test (tests/deploy).
 
-    python -m deploy.load.churn FOLDER --devices 20 --minutes 60 [--every 60 --away 45 --rounds 12]
+    python -m deploy.load.churn FOLDER --devices 20 --minutes 60 [--every 60 --away 45 --rounds 12 --stage 90]
 
 Each device has a SuperNode of its own, kept up by what a real device runs (`client.take_part.Kept`), with our launcher,
 over a folder with the pinned bundle; their agents are one process (`deploy.load.crew`), since what is looked at is
@@ -44,6 +44,8 @@ from server.events import events
 from server.folder import OperatorFolder
 
 LOOK_S = 60.0  # between two looks at all processes' memory
+# A device asks its own SuperNode for work twice a second; twenty on one machine would do little else.
+POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "2"}
 
 
 class Churned:
@@ -79,7 +81,7 @@ class Churned:
         if self._leaving is not None:
             self._leaving.join()
         command = supernode(self.folder, self._address)
-        self._kept = Kept(command, node_environment(self.folder), self.folder / "supernode.log")
+        self._kept = Kept(command, node_environment(self.folder) | POLL, self.folder / "supernode.log")
 
     def leave(self, abruptly: bool) -> None:
         """End its SuperNode: in order, or killed at once with the program that it started for a message."""
@@ -112,9 +114,10 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=60.0)
     parser.add_argument("--away", type=float, default=45.0)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--stage", type=int, default=90)
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
-    churn = Churn(told.folder.absolute(), told.devices, told.rounds, told.seed)
+    churn = Churn(told.folder.absolute(), told.devices, told.rounds, told.stage, told.seed)
     try:
         churn.start()
         churn.go_on(told.minutes, told.every, told.away)
@@ -129,14 +132,14 @@ def main() -> int:
 class Churn:
     """One federation on loopback whose devices come and go, until `close`."""
 
-    def __init__(self, folder: Path, devices: int, rounds: int, seed: int) -> None:
+    def __init__(self, folder: Path, devices: int, rounds: int, stage_s: int, seed: int) -> None:
         folder.mkdir(parents=True)
         basis, ports, self._drawn = made_basis(20, 8), free_ports(3), np.random.default_rng(seed)
         # More are admitted than a round invites, so that one that is away costs no round.
         invited = max(2, devices * 3 // 4)
         self.folder = folder
         self.operator = founded(
-            folder / "server", devices, rounds, (ports[0], ports[1], ports[2]), basis, invited, stage_s=90
+            folder / "server", devices, rounds, (ports[0], ports[1], ports[2]), basis, invited, stage_s
         )
         self.crew = Crew(self.operator, folder / "crew", devices, basis)
         self._server = command(folder, "start", self.operator)
