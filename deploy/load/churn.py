@@ -189,9 +189,10 @@ class Churn:
 
     def facts(self) -> dict[str, Any]:
         """Return what happened, and whether every sum kept its floor and the books agree."""
+        ledgers = self.folder / "crew" / "ledgers"
         floor = Cohort(self.operator.settings.cohort).min_survivors
         noted = list(events(self.operator.home))
-        exact = sum(self.crew.exact(query, total, survivors) for query, total, survivors in self.flushed())
+        exact = sum(self.crew.exact(query, total, survivors) for query, total, survivors in flushed(self.operator.home))
         sums = [int(str(event["survivors"])) for event in noted if event["event"] == "sum"]
         return {
             "devices": len(self.nodes),
@@ -207,28 +208,10 @@ class Churn:
             "sums": sums,
             "attempts_lost": [str(event["reason"]) for event in noted if event["event"] == "lost"],
             "exact": exact,
-            "holds": min(sums, default=0) >= floor and exact == len(sums) and self.books_agree(),
+            "holds": min(sums, default=0) >= floor and exact == len(sums) and books_agree(self.operator, ledgers),
             "peak_mb": {name: round(value, 1) for name, value in self.most.items()},
             "looks": self.looks,
         }
-
-    def flushed(self) -> Iterator[tuple[Query, NDArray[np.int64], Sequence[str]]]:
-        """Yield the query of each sum of all campaigns, the sum, int64 [dim], and whose answers are in it."""
-        home = self.operator.home
-        for path in [*home.glob("archive/*/rounds/*.sum"), *home.glob("checkpoints/rounds/*.sum")]:
-            facts: Any = parse_canonical(path.read_bytes())
-            total = load_tensors(bytes.fromhex(facts["sum"]))["total"]
-            yield Query.from_bytes(path.with_suffix(".query").read_bytes()), total, sorted(facts["heads"])
-
-    def books_agree(self) -> bool:
-        """Return whether the federation's ledger says of each device at least what its own charged, within its cap."""
-        path = self.operator.home / "ledger" / "federation.jsonl"
-        if not path.exists():
-            return True
-        federation, cap = read_ledger(path).account, self.operator.policy.budget_rho
-        ledgers = sorted((self.folder / "crew" / "ledgers").glob("*.jsonl"))
-        found = [(file.stem, read_ledger(file).account.spent_rho()) for file in ledgers]
-        return all(spent <= min(cap, federation.spent_rho(name)) for name, spent in found)
 
     def _keep_running(self) -> None:
         """Start the campaign, start it again where it ended before its time, and begin another once it is over."""
@@ -272,6 +255,24 @@ class Churn:
                 "load": round(os.getloadavg()[0], 1),
             }
         )
+
+
+def flushed(home: Path) -> Iterator[tuple[Query, NDArray[np.int64], Sequence[str]]]:
+    """Yield the query of each sum of all campaigns in `home`, the sum, int64 [dim], and whose answers are in it."""
+    for path in [*home.glob("archive/*/rounds/*.sum"), *home.glob("checkpoints/rounds/*.sum")]:
+        facts: Any = parse_canonical(path.read_bytes())
+        total = load_tensors(bytes.fromhex(facts["sum"]))["total"]
+        yield Query.from_bytes(path.with_suffix(".query").read_bytes()), total, sorted(facts["heads"])
+
+
+def books_agree(operator: OperatorFolder, ledgers: Path) -> bool:
+    """Return whether the federation's ledger says of each device at least what its own charged, within its cap."""
+    path = operator.home / "ledger" / "federation.jsonl"
+    if not path.exists():
+        return True
+    federation, cap = read_ledger(path).account, operator.policy.budget_rho
+    found = [(file.stem, read_ledger(file).account.spent_rho()) for file in sorted(ledgers.glob("*.jsonl"))]
+    return all(spent <= min(cap, federation.spent_rho(name)) for name, spent in found)
 
 
 if __name__ == "__main__":
