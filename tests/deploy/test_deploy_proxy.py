@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -177,7 +178,7 @@ def told(port: int, what: str) -> Any:
 
 def value(port: int, metric: str) -> float | None:
     """Return the one sample of a query as Prometheus has it now."""
-    found = told(port, f"/api/v1/query?query={metric}")["result"]
+    found = told(port, f"/api/v1/query?query={quote(metric)}")["result"]
     return float(found[0]["value"][1]) if found else None
 
 
