@@ -118,7 +118,7 @@ def posted(port: int, path: str, authority: Path, shown: Path | None = None, bod
     if shown is not None:
         context.load_cert_chain(shown)
     connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context)
-    connection.request("POST", path, body, {"content-type": "application/x-protobuf"})
+    connection.request("POST", path, body, {"content-type": "application/protobuf"})
     answer = connection.getresponse()
     found = answer.status, answer.read()
     connection.close()
