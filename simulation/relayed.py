@@ -23,6 +23,7 @@ from privacy.session import Accepted, Received
 from privacy.wire import decode
 
 KEPT_DELIVERIES: Final = 8  # a lost attempt may start from what an earlier one was given: `client.deliveries` keeps 4
+RECEIPT_BYTES: Final = 512  # no receipt is longer; a masked vector is not read for nothing
 
 Reply = Callable[[int, int, bytes], bytes]
 
@@ -72,7 +73,7 @@ class Remembered:
     def reply(self, place: int, node_id: int, data: bytes) -> bytes:
         """Return the agent's answer to a frame, which is noted before if the agent took it."""
         answer = self._reply(place, node_id, data)
-        if answer:
+        if 0 < len(answer) <= RECEIPT_BYTES:
             message = decode(answer)
             if isinstance(message, Received):
                 self._delivered(data)
