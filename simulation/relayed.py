@@ -29,7 +29,7 @@ Reply = Callable[[int, int, bytes], bytes]
 
 
 def remembered(reply: Reply, folder: Path, again: bool = False) -> Reply:
-    """Return `reply` with a memory in `folder`: a new one, or `again` that of a host that died, told to `reply` first."""
+    """Return `reply` with a memory in `folder`: a new one, or `again` that of a host that died, told to `reply`."""
     kept = Remembered(reply, folder)
     if again:
         kept.resume()

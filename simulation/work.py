@@ -179,7 +179,7 @@ class HostWork:
         self._service.forget_jobs()
 
     def listen(self, folder: str, again: bool = False) -> None:
-        """Answer relays, on a socket in `folder` if one is named; `again`: go on with what a host that died accepted."""
+        """Answer relays, on a socket in `folder` if one is named; `again`: as a host that died was."""
         self.devices.most = None  # relays come in threads of their own: none may find its device closed by another
         deliveries = Deliveries(self._policy, self._basis)
         service = AgentService(Places(self.devices), deliveries, Worker(self.lock), Pace(patience_s=PATIENCE_S))

@@ -135,8 +135,8 @@ def face(
 
 def _run(names: list[str], sizes: BenchSizes, as_json: bool, out: Path | None = None) -> None:
     """Run parts and write their rows, as JSON or as a line each; raises ConfideError where none could be run."""
-    from privacy.files import write_atomic
     from privacy.errors import ConfideError
+    from privacy.files import write_atomic
     from simulation.bench.suite import run_parts
     from simulation.progress import Progress
     from simulation.quiet import quiet_libraries
