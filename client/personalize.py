@@ -1,11 +1,12 @@
 """Choosing what serves a person best, by loss on the slice of their text that nothing was trained on or searched in.
 
     arms:   global | retrieval (BM25, dense, hybrid, re-ranked) | prompts (persona, profile, summary, refined)
-            | own adapter | own + retrieval
-    choice: the least loss on one half of the held-back documents, if it beats `global` there beyond chance; else global
+            | trusted | own adapter | own + retrieval | own + trusted
+    start:  `own+trusted`, else `trusted`: memories that weigh as far as they foretell what is read (`client.trust`),
+            whose loss has a bound; unless `global` loses less on one half of the held-back documents
+    choice: the least loss on that half, if it beats the start there beyond chance; else the start
     check:  on the other half: a choice that is worse than global there is a false choice, and is said
-    dial:   how much memories weigh, one strength (`client.steering`) or as far as they foretell what is read
-            (`client.trust`), chosen and checked the same way for the arm that was chosen
+    dial:   how much memories weigh (`client.steering`), chosen and checked the same way for the arm that was chosen
 
 The ladder: nobody's data -> global; a few texts -> retrieval and prompts; from `LEAST_TRAINED` on also the own adapter.
 Where fewer than `FEW` texts are held back the others count too: each is searched for without itself, and its own
@@ -44,7 +45,10 @@ MOST_SCORED, FEW = 32, 8
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to serve the person: how memories are found, how they are shown, whether the own adapter is on."""
+    """One way to serve the person: how memories are found, how they are shown, whether the own adapter is on.
+
+    With `trusted` memories weigh as far as they foretell (`client.trust`).
+    """
 
     name: str
     words: str
@@ -53,6 +57,7 @@ class Arm:
     own: bool = False
     rerank: bool = False
     build: str = IDENTITY
+    trusted: bool = False
 
 
 ARMS = (
@@ -60,6 +65,7 @@ ARMS = (
     Arm("bm25", "your texts, found by their words", (BM25,), CONTEXTUAL),
     Arm("dense", "your texts, found by their meaning", (DENSE,), CONTEXTUAL),
     Arm("hybrid", "your texts, found by words, meaning and date", METHODS, CONTEXTUAL),
+    Arm("trusted", "your texts, trusted as far as they foretell your words", METHODS, CONTEXTUAL, trusted=True),
     Arm("topics", "your texts, looked for with your usual topics in mind", METHODS, CONTEXTUAL, build=BY_PROFILE),
     Arm("rerank", "your texts, the likeliest to belong to the question first", METHODS, CONTEXTUAL, rerank=True),
     Arm("persona", "your texts with what you said about yourself", METHODS, PERSONA),
@@ -68,15 +74,24 @@ ARMS = (
     Arm("refined", "your texts behind words that were tried out on your older ones", METHODS, REFINED),
     Arm("own", "an adapter trained on your texts", own=True),
     Arm("own+hybrid", "an adapter trained on your texts, and the texts themselves", METHODS, CONTEXTUAL, own=True),
+    Arm(
+        "own+trusted",
+        "an adapter trained on your texts, and the texts, trusted as far as they foretell your words",
+        METHODS,
+        CONTEXTUAL,
+        own=True,
+        trusted=True,
+    ),
 )
 BASELINE = ARMS[0]
+STARTS = ("own+trusted", "trusted")  # where nothing else is shown to be better, the first that there is
 
 
 @dataclass(frozen=True)
 class Choice:
     """The arm that serves, and why: bits per token of every arm, the gain on the half it was not chosen on.
 
-    `steer` is how much memories weigh, 0 for as they are; with `trusted` they weigh as far as they foretell.
+    `steer` is how much memories weigh, 0 for as they are.
     """
 
     arm: str
@@ -87,7 +102,6 @@ class Choice:
     false_choice: bool
     words: str
     steer: float = 0.0
-    trusted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
@@ -157,7 +171,10 @@ def score_arms(
         placed = [_placed(model, index, row, arm, about) for row in rows]
         for d, (row, each) in enumerate(zip(rows, placed, strict=True)):
             _activate(model, arm, row, folds)
-            nats[a, d] = float(model.document_nats([model.prefix(each)])[0].double().sum())
+            if arm.trusted:
+                nats[a, d] = trusted_nats(model, each, row.encoded)
+            else:
+                nats[a, d] = float(model.document_nats([model.prefix(each)])[0].double().sum())
     return [arm.name for arm in arms], nats, tokens
 
 
@@ -169,15 +186,15 @@ def score_steering(
     about: About,
     folds: Folds | None = None,
 ) -> NDArray[np.float64]:
-    """Return the nats of an arm with memories, float64 [strengths + 1, documents]: at every strength, then trusted."""
+    """Return the nats of an arm with memories at every strength of the dial, float64 [strengths, documents]."""
     held, more = scored_rows(vault, model)
     rows = held + more if folds is not None else held
     placed = [_placed(model, index, row, arm, about) for row in rows]
     found = []
     for each, row in zip(placed, rows, strict=True):
         _activate(model, arm, row, folds)
-        found.append([*steered_nats(model, each, row.encoded), trusted_nats(model, each, row.encoded)])
-    return np.array(found).reshape(len(rows), len(STRENGTHS) + 1).T
+        found.append(steered_nats(model, each, row.encoded))
+    return np.array(found).reshape(len(rows), len(STRENGTHS)).T
 
 
 def _activate(model: LanguageModel, arm: Arm, row: HeldBack, folds: Folds | None) -> None:
@@ -236,29 +253,37 @@ def with_steering(made: Choice, nats: NDArray[np.float64], seed: int = 0) -> Cho
     best = int(np.argmin(nats[:, half].sum(1)))
     if best == still or _share_better(nats[still, half], nats[best, half], seed) < CONFIDENCE:
         return made
-    ordered, trusting = nats[[still, best]], best == len(STRENGTHS)
+    ordered = nats[[still, best]]
     checked = _gain(ordered, 1, ~half)
-    how = "as far as they foretell your words" if trusting else f"{STRENGTHS[best]:+g} of the dial"
     if checked < 0:
-        said = f" That they weigh {how} looked better and was not: left as they are."
+        said = f" Weighing them by {STRENGTHS[best]:+g} looked better and was not: left as they are."
         return dataclasses.replace(made, words=made.words + said)
-    said = f" They weigh {how}: {checked:.1%} more on the half that had no say."
-    steer = 0.0 if trusting else STRENGTHS[best]
-    return dataclasses.replace(made, steer=steer, trusted=trusting, words=made.words + said)
+    said = f" They weigh {STRENGTHS[best]:+g} of the dial: {checked:.1%} more on the half that had no say."
+    return dataclasses.replace(made, steer=STRENGTHS[best], words=made.words + said)
 
 
-def choose(names: Sequence[str], nats: NDArray[np.float64], tokens: NDArray[np.int64], seed: int = 0) -> Choice:
+def choose(
+    names: Sequence[str],
+    nats: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+    seed: int = 0,
+    starts: Sequence[str] = STARTS,
+) -> Choice:
     """Return the choice of the module's rule; `names[0]` is the baseline. Documents of even number choose, odd check.
 
-    Beyond chance: in 95 % of paired bootstrap samples of the documents the arm's loss is below the baseline's. With
-    fewer than four documents the baseline stays: nothing can be told from them.
+    The start is the first of `starts` that is among the names, the baseline where none is or where the baseline loses
+    less. Beyond chance: in 95 % of paired bootstrap samples of the documents the arm's loss is below the start's. With
+    fewer than four documents the start stays: nothing can be told from them.
     """
     count = len(tokens)
     bits = {n: float(row.sum() / max(1, tokens.sum()) / np.log(2)) for n, row in zip(names, nats, strict=True)}
     half = np.arange(count) % 2 == 0
-    best = int(np.argmin(nats[:, half].sum(1))) if count >= LEAST_DOCUMENTS else 0
-    if best and _share_better(nats[0, half], nats[best, half], seed) < CONFIDENCE:
-        best = 0
+    start = next((names.index(name) for name in starts if name in names), 0)
+    if nats[0, half].sum() < nats[start, half].sum():
+        start = 0
+    best = int(np.argmin(nats[:, half].sum(1))) if count >= LEAST_DOCUMENTS else start
+    if best != start and _share_better(nats[start, half], nats[best, half], seed) < CONFIDENCE:
+        best = start
     gain, checked = _gain(nats, best, half), _gain(nats, best, ~half)
     false = best > 0 and checked < 0
     words = _in_words(names[best], count, gain, checked, false)

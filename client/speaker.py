@@ -114,7 +114,7 @@ class Speaker:
         before = context(CONTEXTUAL, CONTINUE, found, self._about, CONTINUE_TOKENS, self._assistant.count)
         ids = self._ids("\n\n".join(filter(None, (before, text))))[-self._longest() :]
         own, mixed = voice == PERSONAL and self._has_own(), None
-        if before and self._assistant.trusting():
+        if before and self._assistant.chosen().trusted:
             mixed = Steering(self._ids(text)[-self._longest() :], trusted=True)
         return Prompt(ids, text, voice, own, tuple(found), mixed)
 

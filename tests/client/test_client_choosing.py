@@ -21,7 +21,7 @@ from client.generate import reply
 from client.library import Passage, documents
 from client.model import GLOBAL, LanguageModel
 from client.personal import train
-from client.personalize import ARMS, Choice, earlier, held_back_rows, score_arms, score_steering, with_steering
+from client.personalize import ARMS, Choice, choose, earlier, held_back_rows, score_arms, score_steering, with_steering
 from client.prompt import NOBODY, SUMMARY, About, templates
 from client.refine import ADVICE, BUDGET, kept_advice, refine
 from client.rerank import by_likelihood
@@ -96,8 +96,6 @@ def test_the_weight_is_chosen_on_one_half_and_checked_on_the_other() -> None:
     fooled = better.copy()
     fooled[-1, 1::2] = base[1::2] * 1.2
     assert with_steering(made, fooled).steer == 0.0 and "looked better and was not" in with_steering(made, fooled).words
-    trusting = with_steering(made, np.vstack([np.tile(base, (len(STRENGTHS), 1)), 0.9 * base]))
-    assert trusting.trusted and trusting.steer == 0.0 and "foretell your words: 10.0% more" in trusting.words
     noise = np.tile(base, (len(STRENGTHS), 1)) + np.random.default_rng(1).normal(0, 2, (len(STRENGTHS), 20))
     assert with_steering(made, np.tile(base, (len(STRENGTHS), 1))) == made
     assert with_steering(made, noise).steer in STRENGTHS
@@ -175,6 +173,19 @@ def test_what_the_words_took_from_a_text_is_forgotten_with_it(vault: Vault) -> N
     assert kept_advice(vault) == templates()["advice"]["attempts"][0]
 
 
+def test_where_nothing_is_shown_to_be_better_memories_are_trusted_unless_the_model_alone_does_better() -> None:
+    base, few = np.full(20, 50.0), np.array([9, 9])
+    noise = base + np.random.default_rng(1).normal(0, 1, 20)
+    names, tokens = ["global", "trusted", "own+trusted", "own"], np.full(20, 10)
+    for starts, wanted in (("own+trusted", "own+trusted"), ("trusted", "trusted")):
+        some = [n for n in names if n in ("global", "own", starts)]
+        rows = {"global": base, "own": noise, starts: base - 1.0}
+        assert choose(some, np.vstack([rows[n] for n in some]), tokens).arm == wanted
+    assert choose(names[:2], np.vstack([base, base + 0.5]), tokens).arm == "global", "the model alone loses less"
+    assert choose(names[:3], np.array([[50.0, 50], [1, 1], [2, 2]]), few).arm == "own+trusted"
+    assert choose(names, np.vstack([base, base - 1, base - 1, base - 9]), tokens).arm == "own"
+
+
 def test_every_arm_is_scored_and_the_dial_too(vault: Vault, model: LanguageModel) -> None:
     index = PersonalIndex(vault, HashedEncoder(64), held_back=False)
     about = About({"role": "nurse"}, ("boat",), advice="Notes of one writer:")
@@ -185,7 +196,7 @@ def test_every_arm_is_scored_and_the_dial_too(vault: Vault, model: LanguageModel
     assert all((by_name["hybrid"] != by_name[n]).any() for n in ("rerank", "summary", "refined", "profile", "global"))
     summary = next(arm for arm in arms if arm.prompt == SUMMARY)
     dial = score_steering(vault, model, index, summary, about)
-    assert dial.shape == (len(STRENGTHS) + 1, len(tokens))
+    assert dial.shape == (len(STRENGTHS), len(tokens))
     np.testing.assert_allclose(dial[STRENGTHS.index(0.0)], by_name["summary"], rtol=1e-3)
     assert json.loads(json.dumps(with_steering(Choice("summary", {}, 9, 0, 0, False, ""), dial).to_json()))
 
