@@ -38,7 +38,6 @@ from simulation.report_schema import Report
 from simulation.run_folder import PublicKeys
 from simulation.setting import Setting, drawn, federation_ledger, host_settings, prepare
 from simulation.summary import Facts, build_report
-from simulation.workers import prepare_workers
 
 PACKAGES = (
     "torch",
@@ -74,8 +73,6 @@ def simulate(
     """
     started = time.monotonic()
     config.check_together()
-    if open_hosts is None and not config.cluster:
-        prepare_workers()  # while this process reads people and makes the basis
     setting = prepare(config, out, progress, overwrite, replay)
     with (open_hosts or opener(config))(host_settings(setting)) as pool:
         report = build_report(_run(setting, pool, started))
