@@ -69,6 +69,7 @@ class AgentSettings:
     tick_s: float = 0.25
     quantize: str = "none"  # the base model's layers in memory, see `client.network`
     dial: str = "all"  # joining is the owner's choice; less than all is one more (`client.dial`)
+    relay: str = ""  # the folder of the relay's own user, see `client.relay_user`; none: it runs as the person
 
     def __post_init__(self) -> None:
         if not is_name(self.device) or not self.model:

@@ -93,7 +93,7 @@ class Assistant:
         arms = arms_for(count, own is not None, about)
         made = choose(*score_arms(self.vault, self.model, searched, arms, about, report, folds))
         arm = next(arm for arm in arms if arm.name == made.arm)
-        if arm.methods:
+        if arm.methods and not arm.trusted:
             report("the weight of memories")
             made = with_steering(made, score_steering(self.vault, self.model, searched, arm, about, folds))
         put_serving(self.vault, self.model)
@@ -112,11 +112,11 @@ class Assistant:
         return cross_fitted(self.model, kind, rows, limits.seconds, limits.document_tokens)
 
     def chosen(self) -> Arm:
-        """Return the arm that was chosen last; before any choice, or without its adapter, retrieval alone."""
+        """Return the arm that was chosen last; before any choice, or without its adapter, retrieval that is trusted."""
         last = json.loads(self.vault.setting(CHOICE_SETTING, "{}"))
         by_name = {arm.name: arm for arm in ARMS}
-        arm = by_name.get(last.get("arm", ""), by_name["hybrid"])
-        return by_name["hybrid"] if arm.own and active(self.vault) is None else arm
+        arm = by_name.get(last.get("arm", ""), by_name["trusted"])
+        return by_name["trusted"] if arm.own and active(self.vault) is None else arm
 
     def steer(self) -> float:
         """Return how much memories weigh by the last choice, 0 for as they are."""

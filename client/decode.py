@@ -18,8 +18,10 @@ from torch import Tensor
 
 from client.model import LanguageModel
 from client.steering import PLAUSIBLE, steered
+from client.trust import START, mixed_nats, trusted
 
 REPETITION_PENALTY = 1.1
+MOST_TRIED = 64  # tokens of an opening that say how far memories are trusted
 BOUNDARY = "\ufffd"  # what a tokenizer shows for the first bytes of a character that is not whole yet
 
 
@@ -46,10 +48,15 @@ LIKELIEST = Sampling()
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """How much memories weigh: the prompt without them, int64 [T], and the strength (`client.steering`)."""
+    """How much memories weigh: the prompt without them, int64 [T], and the strength (`client.steering`).
+
+    With `trusted` they weigh as far as they foretell the last tokens that both prompts share (`client.trust`), and as
+    much in all that is drawn.
+    """
 
     plain: Tensor
-    strength: float
+    strength: float = 0.0
+    trusted: bool = False
 
 
 @torch.no_grad()
@@ -70,12 +77,17 @@ def drawn(
     generator = sampling.generator()
     seen = ids[None].repeat(rows, 1)
     prompts = [ids] if steering is None else [ids, steering.plain]
-    read: list[Any] = [model.net(input_ids=p[None].to(model.device), use_cache=True, logits_to_keep=1) for p in prompts]
+    shared = _shared(ids, steering.plain) if steering is not None and steering.trusted else 0
+    keep = max(1, shared + 1)
+    read: list[Any] = [
+        model.net(input_ids=p[None].to(model.device), use_cache=True, logits_to_keep=min(keep, len(p))) for p in prompts
+    ]
+    weight = _weight(read, ids[len(ids) - shared :]) if shared else START
     caches = [out.past_key_values for out in read]
     if rows > 1:
         for cache in caches:
             cache.batch_repeat_interleave(rows)
-    logits = _mixed(read, steering).repeat(rows, 1)
+    logits = _mixed(read, steering, weight).repeat(rows, 1)
     ended = torch.zeros(rows, dtype=torch.bool)
     for step in range(most):
         chosen = _next(logits, seen, sampling, generator)
@@ -87,7 +99,7 @@ def drawn(
         seen = torch.cat([seen, chosen[:, None]], 1)
         step_ids = chosen[:, None].to(model.device)
         read = [model.net(input_ids=step_ids, past_key_values=cache, use_cache=True) for cache in caches]
-        logits = _mixed(read, steering)
+        logits = _mixed(read, steering, weight)
 
 
 def pieces(
@@ -113,12 +125,30 @@ def pieces(
         yield rest[len(shown) :], len(made)
 
 
-def _mixed(read: Sequence[Any], steering: Steering | None) -> Tensor:
+def _shared(first: Tensor, second: Tensor) -> int:
+    """Return how many last tokens two prompts share, `MOST_TRIED` at most; the first token of neither counts."""
+    most = min(MOST_TRIED, len(first) - 1, len(second) - 1)
+    same = (first[len(first) - most :] == second[len(second) - most :]).flip(0).int()
+    return int(same.cumprod(0).sum())
+
+
+def _weight(read: Sequence[Any], tried: Tensor) -> float:
+    """Return how far memories are trusted after the tokens `tried`, int64 [n], which end both prompts."""
+    nats = []
+    for out in read:
+        rows = out.logits[0, -len(tried) - 1 : -1].float().cpu().log_softmax(-1)
+        nats.append(-rows.gather(1, tried[:, None])[:, 0].double().numpy())
+    return mixed_nats(*nats)[1]
+
+
+def _mixed(read: Sequence[Any], steering: Steering | None, weight: float) -> Tensor:
     """Return the logits of the next token, float32 [rows, vocabulary]; above 0 only plausible tokens are amplified."""
     rows: list[Tensor] = [out.logits[:, -1].float().cpu() for out in read]
     if steering is None:
         return rows[0]
     with_memories, without = (row.log_softmax(-1) for row in rows)
+    if steering.trusted:
+        return trusted(with_memories, without, weight)
     mixed = steered(with_memories, without, steering.strength)
     if steering.strength > 0:
         least = with_memories.max(-1, keepdim=True).values + math.log(PLAUSIBLE)

@@ -35,6 +35,9 @@ def join(
     without_vault: Annotated[
         bool, typer.Option("--without-vault", help="For trials: text in plain files of CONFIDE_HOME.")
     ] = False,
+    relay_user: Annotated[
+        str, typer.Option(help="As root: the system user of relay and SuperNode, made if missing; none: your own.")
+    ] = "",
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start agent and SuperNode as well.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -54,6 +57,7 @@ def join(
     with opened(without_vault) as home:
         enrolment = join_in(home, file, code, path, name, organisation)
         folder, passphrase = home.folder, home.vault.opener.passphrase if home.vault is not None else None
+        relay, about = walled_off(home, relay_user)
     place = folder / ENROLMENT
     facts = {
         "device": enrolment.device,
@@ -61,6 +65,7 @@ def join(
         "federation_safety_number": offered.safety_number,
         "safety_number": enrolment.safety_number,
         "enrolment": str(place),
+        "relay_user": relay,
         "started": begin(folder, passphrase) if start else None,
     }
     lines = [
@@ -68,6 +73,7 @@ def join(
         f"Send {place} to the operator, and read the number out over another way.",
         "Agent and SuperNode run; they take part once you are admitted." if start else "`confide device take-part`",
         "The dial decides what is answered: `confide device dial`.",
+        about,
     ]
     say(facts, "\n".join(lines), as_json)
 
@@ -89,19 +95,61 @@ def take_part(
     keep(closed, ready, passphrase, lambda line: typer.echo(f"confide: {line}", err=True))
 
 
+def relay_user(
+    name: Annotated[str, typer.Argument(help="The system user of relay and SuperNode, made if missing.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """As root: give the relay of the device in CONFIDE_HOME a system user of its own, which can open nothing of it."""
+    from client.agent_home import AgentHome
+    from client.relay_user import USER, set_up
+
+    place = set_up(AgentHome(home_folder()), name or USER)
+    text = f"The relay runs as {name or USER} in {place.folder}, from the next start of `confide device take-part` on."
+    say({"relay_user": name or USER, "folder": str(place.folder)}, text, as_json)
+
+
+def relay(folder: Annotated[Path, typer.Argument(help="The relay's folder, as relay-user said it.")]) -> None:
+    """As the relay's user: keep the SuperNode of a device running; what a system service does."""
+    from client.take_part import take_part_as_relay
+
+    take_part_as_relay(folder, lambda line: typer.echo(f"confide: {line}", err=True))
+
+
 def leave(
     without_vault: Annotated[bool, typer.Option("--without-vault", help="For trials, see join.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Leave the federation: ends its programs here and forgets what was pinned. Your ledger and text stay."""
     from client.join import leave as leave_it
+    from client.relay_user import remove
 
     with opened(without_vault) as home:
         stop(home.folder)
         asked_of_agent(home.folder, {"do": "end"})
+        if home.joined:
+            remove(home)
         leave_it(home)
     text = "Left. Your ledger still says what was given; tell the operator, who takes you out of the directory."
     say({"left": True}, text, as_json)
+
+
+def walled_off(home: AgentHome, name: str) -> tuple[str | None, str]:
+    """Give the relay a user of its own where this is root; return its name, None for the person's, and a line of it.
+
+    Without a `name` the usual one is taken for a vault, and none for a trial without; what then cannot be done is said,
+    and no error. Raises ConfigError where a named user cannot be had.
+    """
+    from client.relay_user import NONE, USER, set_up
+
+    if name == NONE or (not name and not home.has_vault):
+        return None, "Its relay runs under your own user."
+    try:
+        set_up(home, name or USER)
+    except ConfigError as error:
+        if name:
+            raise
+        return None, f"Its relay runs under your own user: {error}."
+    return name or USER, f"Its relay runs as {name or USER}, who can open nothing of yours."
 
 
 def compared(federation: str, number: str, typed: str) -> None:

@@ -8,9 +8,11 @@ gets a line whenever the dial stands elsewhere than it says.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from client.library import documents
 from client.listener import RelaySocket, Reply
 from client.model import LanguageModel
 from client.own_text import own_documents
+from client.relay_user import place_of
 from client.scrub_strength import strength_of
 from client.service import AgentService, Pace, Worker
 from client.vault import Vault
@@ -50,9 +53,9 @@ class WatchedRelaySocket(RelaySocket):
     For the person to see a device that is set up wrongly. A program that wants to look like our launcher can.
     """
 
-    def __init__(self, path: Path, reply: Reply, tick_s: float) -> None:
+    def __init__(self, path: Path, reply: Reply, tick_s: float, users: Collection[int] = ()) -> None:
         self.own = self.stock = 0
-        super().__init__(path, reply, tick_s)
+        super().__init__(path, reply, tick_s, users)
 
     def serve(self, connection: socket.socket) -> None:
         """Count who connected, then answer."""
@@ -93,7 +96,10 @@ class Membership:
         deliveries = Deliveries(policy, None, home.folder, self._take_basis, self._take_directory, held)
         self._worker = Worker(lock)
         self._service = AgentService([self.device], deliveries, self._worker, Pace(hold_s=settings.hold_s))
-        self.relay = WatchedRelaySocket(home.folder / RELAY_SOCKET, self._service.reply, settings.tick_s)
+        place = place_of(settings)
+        socket_file = (place.seam if place is not None else home.folder) / RELAY_SOCKET
+        users = [place.user] if place is not None else []
+        self.relay = WatchedRelaySocket(socket_file, self._service.reply, settings.tick_s, users)
 
     def forgot(self) -> None:
         """Drop what was made of the owner's text, in memory and in `answers/`, and learn from what is left.
@@ -128,6 +134,7 @@ class Membership:
             "directory": self.device.directory.serial if self.device.directory is not None else None,
             "launcher": STOCK if self.relay.stock else OWN if self.relay.own else NONE,
             "relays": {"own": self.relay.own, "stock": self.relay.stock},
+            "relay_user": place.user if (place := place_of(self.settings)) is not None else os.getuid(),
         }
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """Choosing what serves a person best, by loss on the slice of their text that nothing was trained on or searched in.
 
     arms:   global | retrieval (BM25, dense, hybrid, re-ranked) | prompts (persona, profile, summary, refined)
-            | own adapter | own + retrieval
-    choice: the least loss on one half of the held-back documents, if it beats `global` there beyond chance; else global
+            | trusted | own adapter | own + retrieval | own + trusted
+    start:  `own+trusted`, else `trusted`: memories that weigh as far as they foretell what is read (`client.trust`),
+            whose loss has a bound; unless `global` loses less on one half of the held-back documents
+    choice: the least loss on that half, if it beats the start there beyond chance; else the start
     check:  on the other half: a choice that is worse than global there is a false choice, and is said
     dial:   how much memories weigh (`client.steering`), chosen and checked the same way for the arm that was chosen
 
@@ -32,6 +34,7 @@ from client.prompt import CONTEXTUAL, CONTINUE, PERSONA, PLAIN, PROFILE, REFINED
 from client.rerank import by_likelihood
 from client.retrieve import BM25, BY_PROFILE, DENSE, IDENTITY, METHODS, PersonalIndex
 from client.steering import STRENGTHS, steered_nats
+from client.trust import trusted_nats
 from client.vault import Vault
 
 CONTEXT_TOKENS, DOCUMENT_TOKENS, READ_TOKENS, PASSAGES = 256, 192, 2048, 4
@@ -42,7 +45,10 @@ MOST_SCORED, FEW = 32, 8
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to serve the person: how memories are found, how they are shown, whether the own adapter is on."""
+    """One way to serve the person: how memories are found, how they are shown, whether the own adapter is on.
+
+    With `trusted` memories weigh as far as they foretell (`client.trust`).
+    """
 
     name: str
     words: str
@@ -51,6 +57,7 @@ class Arm:
     own: bool = False
     rerank: bool = False
     build: str = IDENTITY
+    trusted: bool = False
 
 
 ARMS = (
@@ -58,6 +65,7 @@ ARMS = (
     Arm("bm25", "your texts, found by their words", (BM25,), CONTEXTUAL),
     Arm("dense", "your texts, found by their meaning", (DENSE,), CONTEXTUAL),
     Arm("hybrid", "your texts, found by words, meaning and date", METHODS, CONTEXTUAL),
+    Arm("trusted", "your texts, trusted as far as they foretell your words", METHODS, CONTEXTUAL, trusted=True),
     Arm("topics", "your texts, looked for with your usual topics in mind", METHODS, CONTEXTUAL, build=BY_PROFILE),
     Arm("rerank", "your texts, the likeliest to belong to the question first", METHODS, CONTEXTUAL, rerank=True),
     Arm("persona", "your texts with what you said about yourself", METHODS, PERSONA),
@@ -66,8 +74,17 @@ ARMS = (
     Arm("refined", "your texts behind words that were tried out on your older ones", METHODS, REFINED),
     Arm("own", "an adapter trained on your texts", own=True),
     Arm("own+hybrid", "an adapter trained on your texts, and the texts themselves", METHODS, CONTEXTUAL, own=True),
+    Arm(
+        "own+trusted",
+        "an adapter trained on your texts, and the texts, trusted as far as they foretell your words",
+        METHODS,
+        CONTEXTUAL,
+        own=True,
+        trusted=True,
+    ),
 )
 BASELINE = ARMS[0]
+STARTS = ("own+trusted", "trusted")  # where nothing else is shown to be better, the first that there is
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,10 @@ def score_arms(
         placed = [_placed(model, index, row, arm, about) for row in rows]
         for d, (row, each) in enumerate(zip(rows, placed, strict=True)):
             _activate(model, arm, row, folds)
-            nats[a, d] = float(model.document_nats([model.prefix(each)])[0].double().sum())
+            if arm.trusted:
+                nats[a, d] = trusted_nats(model, each, row.encoded)
+            else:
+                nats[a, d] = float(model.document_nats([model.prefix(each)])[0].double().sum())
     return [arm.name for arm in arms], nats, tokens
 
 
@@ -242,18 +262,28 @@ def with_steering(made: Choice, nats: NDArray[np.float64], seed: int = 0) -> Cho
     return dataclasses.replace(made, steer=STRENGTHS[best], words=made.words + said)
 
 
-def choose(names: Sequence[str], nats: NDArray[np.float64], tokens: NDArray[np.int64], seed: int = 0) -> Choice:
+def choose(
+    names: Sequence[str],
+    nats: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+    seed: int = 0,
+    starts: Sequence[str] = STARTS,
+) -> Choice:
     """Return the choice of the module's rule; `names[0]` is the baseline. Documents of even number choose, odd check.
 
-    Beyond chance: in 95 % of paired bootstrap samples of the documents the arm's loss is below the baseline's. With
-    fewer than four documents the baseline stays: nothing can be told from them.
+    The start is the first of `starts` that is among the names, the baseline where none is or where the baseline loses
+    less. Beyond chance: in 95 % of paired bootstrap samples of the documents the arm's loss is below the start's. With
+    fewer than four documents the start stays: nothing can be told from them.
     """
     count = len(tokens)
     bits = {n: float(row.sum() / max(1, tokens.sum()) / np.log(2)) for n, row in zip(names, nats, strict=True)}
     half = np.arange(count) % 2 == 0
-    best = int(np.argmin(nats[:, half].sum(1))) if count >= LEAST_DOCUMENTS else 0
-    if best and _share_better(nats[0, half], nats[best, half], seed) < CONFIDENCE:
-        best = 0
+    start = next((names.index(name) for name in starts if name in names), 0)
+    if nats[0, half].sum() < nats[start, half].sum():
+        start = 0
+    best = int(np.argmin(nats[:, half].sum(1))) if count >= LEAST_DOCUMENTS else start
+    if best != start and _share_better(nats[start, half], nats[best, half], seed) < CONFIDENCE:
+        best = start
     gain, checked = _gain(nats, best, half), _gain(nats, best, ~half)
     false = best > 0 and checked < 0
     words = _in_words(names[best], count, gain, checked, false)

@@ -3,8 +3,8 @@
     context = template(kind){memories: best passages, oldest first; persona: attributes; profile: topics; advice}
 
 The words stand in `prompts.toml`. Memories are chosen best first until the budget of tokens is used, then put in order
-of time, so that the newest stands nearest to what follows: newer facts beat older ones, and the prompt says so. A
-memory all of whose words a newer one says again is left out: what was taken back must not be read twice.
+of time, so that the newest stands nearest to what follows: newer facts beat older ones, and the prompt says so. What a
+newer memory says again or takes back is left out (`client.supersede`): what no longer holds must not be read twice.
 Imported text passes the wall (`client.wall`) first.
 """
 
@@ -18,14 +18,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from client.lexical import words as words_of
 from client.library import Passage
+from client.supersede import current
 from client.wall import as_data
 
 PLAIN, CONTEXTUAL, PERSONA, PROFILE, REFINED = "plain", "contextual", "persona", "profile", "refined"
 SUMMARY = "summary"  # the profile over sentences in place of passages, see `client.extract`
 KINDS = (PLAIN, CONTEXTUAL, PERSONA, PROFILE, SUMMARY, REFINED)
-LEAST_WORDS = 3  # of a memory that a newer one may replace
 CHAT, CONTINUE = "chat", "continue"
 Count = Callable[[str], int]  # tokens of a text
 
@@ -78,22 +77,6 @@ def context(
     if not memories and not parts["persona"] and not parts["profile"]:
         return ""
     return _with(frame, parts, words, purpose, kind, memories)
-
-
-def current(found: Sequence[Passage]) -> list[Passage]:
-    """Return `found` without the passages that a newer one among them says again, or takes back in the same words.
-
-    That is, where every word of an older passage stands in the newer one, the commonest aside: nothing is lost.
-    Passages without a time, and of fewer than `LEAST_WORDS` words, stay. A correction that does not name what it
-    corrects is not recognised: order and date alone speak for it.
-    """
-    told = [(passage, set(words_of(passage.text)), passage.written) for passage in found]
-
-    def said_again(said: set[str], at: float | None) -> bool:
-        later = (words for _, words, when in told if at is not None and when is not None and when > at)
-        return len(said) >= LEAST_WORDS and any(said <= words for words in later)
-
-    return [passage for passage, said, at in told if not said_again(said, at)]
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:

@@ -113,7 +113,10 @@ class Speaker:
         found = self.find(text[-1000:]) if voice == PERSONAL else []
         before = context(CONTEXTUAL, CONTINUE, found, self._about, CONTINUE_TOKENS, self._assistant.count)
         ids = self._ids("\n\n".join(filter(None, (before, text))))[-self._longest() :]
-        return Prompt(ids, text, voice, voice == PERSONAL and self._has_own(), tuple(found))
+        own, mixed = voice == PERSONAL and self._has_own(), None
+        if before and self._assistant.chosen().trusted:
+            mixed = Steering(self._ids(text)[-self._longest() :], trusted=True)
+        return Prompt(ids, text, voice, own, tuple(found), mixed)
 
     def prompt(
         self,
@@ -184,7 +187,8 @@ class Speaker:
         likelihoods = np.zeros((MOST_DRAWN, DRAWN))
         with self._lock, self._speaking(prompt):
             draw = Sampling(DRAW.temperature, DRAW.top_p, seed)
-            for step, (chosen, likelihood) in enumerate(drawn(self.model, prompt.ids, MOST_DRAWN, draw, DRAWN)):
+            made_of = drawn(self.model, prompt.ids, MOST_DRAWN, draw, DRAWN, prompt.steering)
+            for step, (chosen, likelihood) in enumerate(made_of):
                 likelihoods[step] = likelihood.numpy()
                 for row, token in zip(rows, chosen.tolist(), strict=True):
                     row.append(token)

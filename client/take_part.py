@@ -2,7 +2,8 @@
 
     agent        `python -m client.resident` over the device's folder      text, keys, model; no network
     SuperNode    Flower's, TLS with the pinned authority, this device's own key; starts `flwr-clientapp` per message,
-                 which is `launcher/flwr-clientapp` of the folder: ours, never the server's bundle
+                 which is `launcher/flwr-clientapp` of the folder: ours, never the server's bundle; under the relay's
+                 own user where it has one (`client.relay_user`)
 
 Each is started again when it ends: a SuperNode that nobody has registered yet, or whose number the SuperLink still
 holds, ends at once and is tried again after a pause that grows to a minute.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -22,9 +22,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from client import relay_user
 from client.agent_home import AgentHome
 from client.join import AUTHORITY, NODE_KEY, joined_invitation
 from client.listener import ask
+from client.relay_user import ADDRESS, RelayPlace, place_of, put_pins
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 
@@ -84,9 +86,16 @@ class Kept:
     """
 
     def __init__(
-        self, command: list[str], environment: Mapping[str, str], log: Path, why: Callable[[str], None] = lambda _: None
+        self,
+        command: list[str],
+        environment: Mapping[str, str],
+        log: Path,
+        why: Callable[[str], None] = lambda _: None,
+        place: RelayPlace | None = None,
     ) -> None:
         self._command, self._environment, self._log = command, dict(environment), log
+        self._as = {"user": place.user, "group": place.group, "extra_groups": []} if place is not None else {}
+        self._folder = place.folder if place is not None else log.parent
         self._ended, self._why, self._said = threading.Event(), why, ""
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
@@ -100,8 +109,8 @@ class Kept:
             began, before = time.monotonic(), self._log.stat().st_size if self._log.exists() else 0
             with self._log.open("ab") as log:
                 process = subprocess.Popen(
-                    self._command, env=self._environment, cwd=self._log.parent, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=log, start_new_session=True,
+                    self._command, env=self._environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=log, start_new_session=True, **self._as,
                 )  # fmt: skip
             self.process, self.starts = process, self.starts + 1
             write_atomic(self._log.with_suffix(".pid"), str(process.pid).encode())
@@ -145,7 +154,9 @@ def take_part(
     Raises ConfigError where the device has joined nothing, or this runs over its folder already.
     """
     offered = joined_invitation(home)
-    folder = home.folder.absolute()
+    folder, place = home.folder.absolute(), place_of(home.settings)
+    if place is not None:
+        put_pins(home, place)
     logs = folder / "logs"
     logs.mkdir(mode=0o700, exist_ok=True)
     told = threading.Event()
@@ -165,7 +176,14 @@ def take_part(
         while not answers(folder):
             if told.wait(0.2):
                 return
-        kept.append(Kept(supernode(folder, offered.address), node_environment(folder), logs / "supernode.log", why))
+        if place is None:
+            command, own = supernode(folder, offered.address), node_environment(folder)
+            kept.append(Kept(command, own, logs / "supernode.log", why))
+        elif not os.geteuid():
+            command, own = supernode(place.seam, offered.address, place.folder), relay_environment(place)
+            kept.append(Kept(command, own, logs / "supernode.log", why, place))
+        else:
+            why("the SuperNode has a user of its own: a system service starts it, confide-relay@")
         ready()
         told.wait()
     finally:
@@ -173,28 +191,64 @@ def take_part(
             each.stop()
 
 
-def supernode(folder: Path, address: str) -> list[str]:
-    """Return the command of the SuperNode; its own interface listens on a free port of loopback."""
+def take_part_as_relay(folder: Path, why: Callable[[str], None] = lambda _: None) -> None:
+    """Keep the SuperNode of the relay's `folder` up until SIGTERM or Ctrl-C, as the user who calls, who owns it.
+
+    For a system service. Raises ConfigError for another user, or a folder that no `confide device relay-user` made.
+    """
+    place = RelayPlace(folder.absolute())
+    if place.user != os.geteuid() or not os.geteuid():
+        raise ConfigError(f"{folder} is another user's: run this as the relay's user")
+    try:
+        address = (place.seam / ADDRESS).read_text()
+    except OSError:
+        raise ConfigError(f"{folder} is no relay's folder, or its device left: `confide device relay-user`") from None
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    logs = place.folder / "logs"
+    logs.mkdir(mode=0o700, exist_ok=True)
+    command = supernode(place.seam, address, place.folder)
+    kept = Kept(command, relay_environment(place), logs / "supernode.log", why)
+    try:
+        told.wait()
+    finally:
+        kept.stop()
+
+
+def supernode(folder: Path, address: str, key: Path | None = None) -> list[str]:
+    """Return the command of the SuperNode; its own interface listens on a free port of loopback.
+
+    `folder` holds the authority, and the SuperNode's key where no other folder `key` does.
+    """
     command = [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", address]
     command += ["--root-certificates", str(folder / AUTHORITY), "--host", "127.0.0.1", "--port", str(free_port())]
-    return [*command, "--auth-supernode-private-key", str(folder / NODE_KEY)]
+    return [*command, "--auth-supernode-private-key", str((key or folder) / NODE_KEY)]
 
 
 def node_environment(folder: Path) -> dict[str, str]:
     """Return the environment of the SuperNode, with our launcher first on its PATH; no passphrase is in it."""
+    return _with_launcher(environment(folder), folder, 0o700)
+
+
+def relay_environment(place: RelayPlace) -> dict[str, str]:
+    """Return the environment of a SuperNode with a user of its own: nothing of the person's is in it."""
+    found = environment(place.seam, relay_user.environment(place))
+    return _with_launcher(found, place.folder, 0o755)
+
+
+def _with_launcher(found: dict[str, str], folder: Path, mode: int) -> dict[str, str]:
     own = folder / "launcher"
-    own.mkdir(mode=0o700, exist_ok=True)
+    own.mkdir(mode=mode, exist_ok=True)
     program = own / "flwr-clientapp"
-    write_atomic(program, LAUNCHER.format(python=_quoted(sys.executable)).encode(), mode=0o700)
-    program.chmod(stat.S_IRWXU)
-    found = environment(folder) | {"FLWR_HOME": str(folder / "flower")}
-    found["PATH"] = f"{own}{os.pathsep}{found['PATH']}"
-    return found
+    write_atomic(program, LAUNCHER.format(python=_quoted(sys.executable)).encode(), mode=mode)
+    program.chmod(mode)
+    return found | {"FLWR_HOME": str(folder / "flower"), "PATH": f"{own}{os.pathsep}{found['PATH']}"}
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return what both programs inherit: this environment without settings of other federations."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONFIDE_", "FLWR_"))}
+def environment(folder: Path, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return what both programs inherit: the environment `given`, without settings of other federations."""
+    kept = {name: value for name, value in given.items() if not name.startswith(("CONFIDE_", "FLWR_"))}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     kept["PYTHONPATH"] = str(SOURCE)
     return {**kept, **QUIET, **POLL, "CONFIDE_HOME": str(folder)}

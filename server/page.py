@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -111,12 +112,40 @@ class Guard:
 
 
 def view(facts: Mapping[str, Any], calls: Mapping[str, int]) -> dict[str, Any]:
-    """Return what the page shows: the facts, and for each round the width of its bar, in percent of the invited."""
+    """Return what the page shows: the facts, the rounds with bars in percent of the invited, and the last event."""
     going = facts["campaign"]
     invited = facts["cohort"]["invited"]
-    sums = going["sums"] if going else []
-    bars = [dict(each) | {"width": round(100 * (each["survivors"] or 0) / invited)} for each in sums]
-    return {"facts": facts, "calls": calls, "bars": bars, "warnings": warnings(facts)}
+    bars = [
+        dict(each) | {"width": round(100 * (each["survivors"] or 0) / invited), "when": when(each["ts"])}
+        for each in (going["sums"] if going else [])
+    ]
+    last = happened(going["last"]) if going and going["last"]["event"] else ""
+    return {"facts": facts, "calls": calls, "bars": bars, "last": last, "warnings": warnings(facts)}
+
+
+def when(ts: str | None) -> str:
+    """Return an event's time to the second, for people; what is no time stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(str(ts)).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except ValueError:
+        return str(ts)
+
+
+def happened(event: Mapping[str, Any]) -> str:
+    """Return the last event of a campaign in words, with its time."""
+    place = "" if event.get("round") is None else f" of round {event['round']}"
+    stage = event.get("stage")
+    words = {
+        "begun": "the campaign began",
+        "stage": f"stage {stage}{place} was asked",
+        "answered": f"stage {stage}{place} was answered",
+        "vectors": f"the masked answers{place} are in",
+        "lost": f"an attempt{place} was lost",
+        "sum": f"the sum{place} is there",
+        "released": "its release is there",
+        "failed": "the run failed",
+    }
+    return f"{words.get(event['event'], event['event'])}, {when(event.get('ts'))}"
 
 
 def warnings(facts: Mapping[str, Any]) -> list[str]:

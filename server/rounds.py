@@ -305,8 +305,11 @@ def scheduled_dropouts(seed: int, share: float, asked: Asked) -> frozenset[str]:
 
 
 def _require_somebody(asked: Collection[str], answered: set[str], refused: Mapping[str, str]) -> None:
-    """Raise ConfideError where every device refused: another attempt would be refused too."""
-    if asked and not answered and set(refused) == set(asked):
+    """Raise ConfideError where every device refused: another attempt would be refused too.
+
+    But for an attempt that devices took part in before, with a server whose backup knows nothing of it: that is lost.
+    """
+    if asked and not answered and set(refused) == set(asked) and set(refused.values()) != {RefusalCode.STALE}:
         codes = sorted(set(refused.values()))
         hint = next((HINTS[code] for code in codes if code in HINTS), "")
         raise ConfideError(f"every device refused: {', '.join(codes)}{hint}")

@@ -80,23 +80,26 @@ class SuperLink:
             time.sleep(0.1)
 
     def register_all(self) -> None:
-        """Register the SuperNodes of everybody admitted, and take out those of the revoked."""
-        for each in members(self.operator):
+        """Register the SuperNodes of everybody admitted, and take out those of the revoked. Raises ConfideError."""
+        everybody = members(self.operator)
+        for each in everybody:
             if each.revoked:
                 self.unregister(each)
-            else:
-                self.register(each)
+        self.register(*(each for each in everybody if not each.revoked))
 
-    def register(self, device: Admitted) -> None:
-        """Register a device's SuperNode, once; its calls are answered from then on. Raises ConfideError."""
+    def register(self, *devices: Admitted) -> None:
+        """Register devices' SuperNodes, each once; their calls are answered from then on. Raises ConfideError.
+
+        All of them take one process, see `server.register_nodes`.
+        """
         nodes = self.nodes()
-        if device.device in nodes:
+        keys = {each.device: each.node_key for each in devices if each.device not in nodes}
+        if not keys:
             return
-        key = self.folder / "node.pub"
-        write_atomic(key, device.node_key.encode())
-        told = _object(self.flwr("supernode", "register", str(key), NAME, "--format", "json"))
-        key.unlink()
-        self._keep_nodes(nodes | {device.device: str(told["node-id"])})
+        command = [sys.executable, "-P", "-m", "server.register_nodes", NAME]
+        environment = self._environment({"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
+        told = _object(self._told(command, "register_nodes", environment, json.dumps(keys)))
+        self._keep_nodes(nodes | {name: str(told[name]) for name in keys})
 
     def unregister(self, device: Admitted) -> None:
         """Take a device's SuperNode out: from then on its calls are refused. Raises ConfideError."""
@@ -137,17 +140,19 @@ class SuperLink:
 
     def flwr(self, *words: str) -> str:
         """Return what Flower's command prints. Raises ConfideError with its last line if it fails."""
-        command = [str(self._bin / "flwr"), *words]
+        return self._told([str(self._bin / "flwr"), *words], f"flwr {words[0]}", self._environment({}))
+
+    def _told(self, command: list[str], what: str, environment: Mapping[str, str], asked: str = "") -> str:
         try:
             done = subprocess.run(
-                command, env=self._environment({}), capture_output=True, text=True, check=False, cwd=self.folder,
+                command, env=environment, input=asked, capture_output=True, text=True, check=False, cwd=self.folder,
                 timeout=CALL_S,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise ConfideError(f"flwr {words[0]} did not answer within {CALL_S:.0f} s") from None
+            raise ConfideError(f"{what} did not answer within {CALL_S:.0f} s") from None
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip() or "?").splitlines()
-            raise ConfideError(f"flwr {words[0]} failed: {lines[-1]}")
+            raise ConfideError(f"{what} failed: {lines[-1]}")
         return done.stdout
 
     def _write_settings(self) -> None:

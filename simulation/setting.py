@@ -14,6 +14,7 @@ from client.documents import Person
 from client.figures import PublicTables
 from privacy.adapter import Basis
 from privacy.directory import Directory, signed_directory
+from privacy.errors import DataError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
 from privacy.plan import Campaign as Planned
@@ -109,6 +110,7 @@ def prepare(config: RunConfig, out: Path, progress: Progress, overwrite: bool, r
         population = as_organisations(load_people(config.people, config.max_people), config.organisations)
         trained, held_out = split_people(population, config)
         _require_enough(config, len(trained), config.cohort or len(trained))
+        _require_a_test(held_out or trained, population.source)
     folder.begin(config, overwrite, people_sha256=population.sha256, replayed=replay is not None)
     with progress.phase("model and basis"):
         model_path = base_model_path(config.model)
@@ -130,6 +132,12 @@ def prepare(config: RunConfig, out: Path, progress: Progress, overwrite: bool, r
         replayed=replay is not None,
         tables=tables,
     )
+
+
+def _require_a_test(scored: Sequence[Person], source: str) -> None:
+    """Raise DataError before anything is trained where the report would have nobody in it."""
+    if not any(person.test for person in scored):
+        raise DataError(f"{source}: none of the {len(scored)} people who would be scored has a test document")
 
 
 def split_people(population: Population, config: RunConfig) -> tuple[Sequence[Person], Sequence[Person]]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -57,10 +57,18 @@ class Commands:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIDE_", "FLWR_"))}
         return {**kept, "PYTHONPATH": str(ROOT), **more}
 
-    def confide(self, *words: str | Path, home: Path | None = None) -> dict[str, Any]:
+    def confide(
+        self,
+        *words: str | Path,
+        home: Path | None = None,
+        passphrase: str = "",
+        before: Sequence[str] = (),
+        **more: str,
+    ) -> dict[str, Any]:
         """Return the JSON object that a command prints. Raises ConfideError with its one line if it fails."""
-        more = {"CONFIDE_HOME": str(home)} if home is not None else {}
-        command = [sys.executable, "-P", "-m", "confide", *map(str, words), "--json"]
+        more |= {"CONFIDE_HOME": str(home)} if home is not None else {}
+        more |= {"CONFIDE_PASSPHRASE": passphrase} if passphrase else {}
+        command = [*before, sys.executable, "-P", "-m", "confide", *map(str, words), "--json"]
         done = subprocess.run(command, env=self.environment(**more), capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
@@ -68,10 +76,11 @@ class Commands:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    def background(self, name: str, *words: str | Path) -> subprocess.Popen[bytes]:
+    def background(self, name: str, *words: str | Path, **more: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", "confide", *map(str, words), "--json"]
+        environment = self.environment(**more)
         with (self.folder / f"{name}.out").open("wb") as out, (self.folder / f"{name}.err").open("wb") as err:
-            process = subprocess.Popen(command, env=self.environment(), stdout=out, stderr=err, start_new_session=True)
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=err, start_new_session=True)
         self.started.append(process)
         return process
 
@@ -123,6 +132,7 @@ class Federation:
         **choices: str | int,
     ) -> None:
         self.commands, self.model, self.devices, self.network = Commands(folder), model, devices, network
+        self.passphrases: dict[int, str] = {}
         self.server, ports = folder / "server", free_ports(3)
         host = network.server if network is not None else "127.0.0.1"
         self.address, self.ports = f"{host}:{ports[0]}", ports
@@ -158,29 +168,57 @@ class Federation:
     def homes(self) -> list[AgentHome]:
         return [self.home(n) for n in range(1, self.devices + 1)]
 
-    def start(self) -> subprocess.Popen[bytes]:
-        process = self.process = self.commands.background("start", "server", "start", self.server)
+    def start(self, **more: str) -> subprocess.Popen[bytes]:
+        """Start the server, with `more` in its environment, and return once devices can connect."""
+        process = self.process = self.commands.background("start", "server", "start", self.server, **more)
         out = self.commands.folder / "start.out"
         until(lambda: process.poll() is not None or out.read_bytes().endswith(b"}\n"), "the server is ready")
         assert process.poll() is None, (self.commands.folder / "start.err").read_text()
         return process
 
-    def enrol(self, number: int, code: str = "", start: bool = False) -> dict[str, Any]:
-        """Let a device join with a few lines of text in plain files."""
-        home = self.home(number)
+    def enrol(
+        self,
+        number: int,
+        code: str = "",
+        texts: Sequence[str] = (),
+        vault: bool = False,
+        relay_user: str = "none",
+        before: Sequence[str] = (),
+        **more: str,
+    ) -> dict[str, Any]:
+        """Let a device join with a few texts, in plain files or in a vault; `before` and `more` are for its command."""
+        home, name = self.home(number).folder, f"device-{number}"
+        texts = texts or [f"The {word} of {number} is not the {WORDS[i - 1]}." for i, word in enumerate(WORDS)]
         code = code or self.commands.confide("server", "invite", self.server)["code"]
+        if vault:
+            self.passphrases[number] = f"of {name} alone"
+            self._fill_vault(number, texts)
         words: list[str | Path] = ["device", "join", self.server / "invitation.json", "--code", code]
-        words += ["--safety-number", self.founded["safety_number"], "--name", f"device-{number}", "--without-vault"]
-        joined = self.commands.confide(*words, "--model", self.model, "--no-start", home=home.folder)
-        values = json.loads((home.folder / "agent.json").read_text()) | {"scrub": False, "sampling_rate": 1.0}
-        (home.folder / "agent.json").write_text(json.dumps(values))
-        name = f"device-{number}"
-        lines = [
-            {"user": name, "i": i, "split": "history", "text": f"The {word} of {number} is not the {WORDS[i - 1]}."}
-            for i, word in enumerate(WORDS)
-        ]
-        (home.folder / "people.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        words += ["--relay-user", relay_user]
+        words += ["--safety-number", self.founded["safety_number"], "--name", name]
+        words += ["--model", self.model, "--no-start", *([] if vault else ["--without-vault"])]
+        passphrase = self.passphrases.get(number, "")
+        joined = self.commands.confide(*words, home=home, passphrase=passphrase, before=before, **more)
+        values = json.loads((home / "agent.json").read_text()) | {"sampling_rate": 1.0}
+        if not vault:
+            values |= {"scrub": False}
+            rows = [{"user": name, "i": i, "split": "history", "text": text} for i, text in enumerate(texts)]
+            (home / "people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (home / "agent.json").write_text(json.dumps(values))
         return joined | {"code": code}
+
+    def _fill_vault(self, number: int, texts: Sequence[str]) -> None:
+        notes = self.commands.folder / f"notes-{number}"
+        notes.mkdir()
+        for i, text in enumerate(texts):
+            (notes / f"{i:02}.txt").write_text(text)
+        for words in ("init", f"add\n{notes}", "consent\n1\nshared\non", "dial\nall"):
+            self.of_device(number, *words.split("\n"))
+
+    def of_device(self, number: int, *words: str | Path) -> dict[str, Any]:
+        """Return what `confide device …` prints on the device."""
+        home, passphrase = self.home(number).folder, self.passphrases.get(number, "")
+        return self.commands.confide("device", *words, home=home, passphrase=passphrase)
 
     def admit(self, number: int, joined: dict[str, Any]) -> dict[str, Any]:
         words = ["--safety-number", joined["safety_number"], "--vetted"]
@@ -188,14 +226,17 @@ class Federation:
             "server", "admit", self.server, self.home(number).folder / "enrolment.json", *words
         )
 
-    def take_part(self, number: int) -> subprocess.Popen[bytes]:
+    def take_part(self, number: int, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Start a device's agent and SuperNode, as a service manager would."""
         home = self.home(number).folder
-        inside = self.network.inside(number) if self.network is not None else []
+        inside = before or self.network.inside(number) if self.network is not None else []
         command = [*inside, sys.executable, "-P", "-m", "client.take_part_alone", str(home)]
+        more = {"CONFIDE_HOME": str(home)}
+        if number in self.passphrases:
+            more["CONFIDE_PASSPHRASE"] = self.passphrases[number]
         with (home / "take-part.err").open("ab") as err:
             process = subprocess.Popen(
-                command, env=self.commands.environment(CONFIDE_HOME=str(home)), stderr=err, start_new_session=True
+                command, env=self.commands.environment(**more), stderr=err, start_new_session=True
             )
         self.commands.started.append(process)
         return process

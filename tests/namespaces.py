@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -26,6 +27,9 @@ class Network:
         self.bridge, self.server = f"cf{self._mark}", f"{self._subnet}.1"
         self.devices = devices
 
+    def address(self, number: int) -> str:
+        return f"{self._subnet}.{number + 1}"
+
     def namespace(self, number: int) -> str:
         return f"cf{self._mark}-{number}"
 
@@ -47,14 +51,24 @@ class Network:
         """Take a device off the network, or put it back."""
         ip("link", "set", f"co{self._mark}{number}", "down" if on else "up")
 
-    def slow(self, number: int, delay_ms: int, loss_percent: int) -> None:
-        """Delay what a device sends, and lose some of it."""
-        tc = ["tc", "-n", self.namespace(number), "qdisc", "add", "dev", f"ci{self._mark}{number}", "root", "netem"]
-        done = subprocess.run(
-            [*tc, "delay", f"{delay_ms}ms", "loss", f"{loss_percent}%"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"no netem here: {done.stderr.strip()}")
+    def slow(self, number: int, kbit: int) -> None:
+        """Let a device's link carry `kbit` a second each way, through queues of half a second that drop what is over.
+
+        A token bucket, which every kernel has; `netem`, which many lack, could delay and lose at will.
+        """
+        queue = ["root", "tbf", "rate", f"{kbit}kbit", "burst", "1600", "limit", str(max(4000, kbit * 1000 // 16))]
+        inside = ["tc", "-n", self.namespace(number), "qdisc", "add", "dev", f"ci{self._mark}{number}"]
+        for begin in (inside, ["tc", "qdisc", "add", "dev", f"co{self._mark}{number}"]):
+            done = subprocess.run([*begin, *queue], capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"no token bucket here: {done.stderr.strip()}")
+
+    def dropped(self, number: int) -> int:
+        """Return how many packets the queues of a slow device have dropped, both ways."""
+        inside = ["tc", "-s", "-n", self.namespace(number), "qdisc", "show", "dev", f"ci{self._mark}{number}"]
+        outside = ["tc", "-s", "qdisc", "show", "dev", f"co{self._mark}{number}"]
+        told = "".join(subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in (inside, outside))
+        return sum(map(int, re.findall(r"dropped (\d+)", told)))
 
     def inside(self, number: int) -> list[str]:
         """Return what stands before a command that runs in a device's namespace."""

@@ -25,13 +25,13 @@ from typing import Any
 
 from deploy.load.crew import Crew, founded, made_basis
 from deploy.load.fleet import Fleet
+from deploy.load.memory import peak_mb, remember
 from deploy.local.federation import free_ports
 from privacy.files import write_atomic
 from server.events import events
 from server.folder import OperatorFolder
 
 PATIENCE_S = 3600.0
-PARTS = {"superlink": "flower-superlink", "server": "server start", "run": "flwr-serverapp"}
 
 
 def main() -> int:
@@ -117,30 +117,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait(60.0)
     except subprocess.TimeoutExpired:
         process.kill()
-
-
-def remember(folder: Path, most: dict[str, float]) -> None:
-    """Keep the peak memory of the processes of this federation, by what they are."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            around = (path / "environ").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) not in line + around:
-            continue
-        for name, sign in PARTS.items():
-            if sign in line:
-                most[name] = max(most.get(name, 0.0), peak_mb(int(path.name)))
-
-
-def peak_mb(pid: int) -> float:
-    """Return the most memory that a process ever held (VmHWM), in MB; 0 for one that is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def seconds_of(operator: OperatorFolder) -> list[float]:

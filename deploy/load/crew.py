@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from numpy.typing import NDArray
 
 from client.agent import Device, open_devices
-from client.contribution import Rows
+from client.contribution import Rows, contribution
 from client.deliveries import Deliveries
 from client.listener import RelaySocket
 from client.service import AgentService, Pace, Worker
 from privacy.adapter import AdapterLayout, Basis, Cores
+from privacy.answer import make_answer, sum_answers
 from privacy.enrolment import Enrolment, open_invitation
 from privacy.query import Query
 from server import members
@@ -75,11 +76,17 @@ def made_basis(sites: int, rank: int) -> Basis:
 
 
 def founded(
-    folder: Path, count: int, rounds: int, ports: tuple[int, int, int], basis: Basis, cohort: int = 0
+    folder: Path,
+    count: int,
+    rounds: int,
+    ports: tuple[int, int, int],
+    basis: Basis,
+    cohort: int = 0,
+    stage_s: int = 600,
 ) -> OperatorFolder:
     """Return a federation for `count` devices on loopback, on the ports of door, SuperLink and page.
 
-    `cohort` of them are invited to a round, all if left out.
+    `cohort` of them are invited to a round, all if left out; `stage_s` is the patience of each stage.
     """
     settings = Settings(
         federation="load",
@@ -93,7 +100,7 @@ def founded(
         cohort=cohort or count,
         rounds=rounds,
         hold_s=1,
-        stage_s=600,
+        stage_s=stage_s,
         listen="127.0.0.1",
         control=ports[1],
         observe=ports[2],
@@ -120,15 +127,15 @@ class Crew:
             )
             members.admit(operator, enrolment.signed(key, code), vetted=True)
         directory, file = operator.directory, (operator.home / "ledger" / "directory.json").read_bytes()
-        noise = {name: secrets.token_bytes(32) for name in self.names}
-        policy = operator.policy
+        self._noise = {name: secrets.token_bytes(32) for name in self.names}
+        policy, self._learner = operator.policy, MadeUp(basis.layout)
         self.devices: Mapping[str, Device] = open_devices(
             folder / "ledgers",
             policy,
             self.names,
             self.keys,
-            noise.__getitem__,
-            MadeUp(basis.layout),
+            self._noise.__getitem__,
+            self._learner,
             folder / "answers",
             directory,
         )
@@ -138,6 +145,18 @@ class Crew:
         )
         self.sockets = folder / "s"
         self._socket = RelaySocket(self.sockets / "0.sock", self.service.reply)
+
+    def exact(self, query: Query, total: NDArray[np.int64], survivors: Sequence[str]) -> bool:
+        """Return whether `total`, int64 [dim], is number by number the sum of what the survivors sent under masks.
+
+        Each device's vector is made once more, noise and all: its noise key, the event and the update fix it.
+        """
+        rows = np.zeros((1, self._learner.layout.dim), dtype=np.float32)
+        answers = [
+            make_answer(contribution(self._learner, name, query, rows, 0), query, name, self._noise[name])
+            for name in survivors
+        ]
+        return bool((sum_answers(query, answers)[0] == total).all())
 
     def close(self) -> None:
         """Stop answering and close the ledgers."""

@@ -2,9 +2,9 @@
 
 For one document d, people j with expected texts u_j and generated texts s_j, and a distance in [0, 1]:
 
-    w(u_j|u_k) = dist(u_j, u_k) / dist(u_j, d)          how far k's text is from j's, against the document
+    w(u_j|u_k) = dist(u_j, u_k) / dist(u_j, d), k != j  how far k's text is from j's, against the document
     X_jk = softmax_k(w(u_j|.))_k dist(u_j, u_k)         the same Y_jk from the generated texts
-    DEGRESS_j = mean_k (min(X_jk, Y_jk) + e) / (max(X_jk, Y_jk) + e)
+    DEGRESS_j = mean_{k != j} (min(X_jk, Y_jk) + e) / (max(X_jk, Y_jk) + e)
     EGISES = 1 - mean over documents and people of DEGRESS      0 = as responsive as people are, 1 = not at all
 
 (Vansh, Rank, Dasgupta, Chakraborty 2023, "Accuracy is not enough: evaluating personalization in summarizers", Findings
@@ -15,8 +15,9 @@ of EMNLP.) PerSEval multiplies DEGRESS_j with a penalty for inaccuracy,
     ACP_j = 1 / (1 + 10^g exp(-10 (dist(s_j, u_j) - best) / (mean - best + e)))       j is served worse than others
     EDP_j = 1 - 1 / (1 + 10^a exp(-10^b (ADP + ACP_j)))      a = 3, b = 1, g = 4
 
-(Dasgupta, Chaudhary, Vansh, Chakraborty 2024, "PerSEval: assessing personalization in text summarizers", TMLR.) Both
-are written from the papers' formulas; the authors' programs were not at hand to compare with.
+(Dasgupta, Chander, Borad, Motiyani, Chakraborty 2024, "PerSEval: assessing personalization in text summarizers", TMLR.)
+Constants and pairs are those of the authors' published program, which was read, not run: a person's text beside itself
+is no pair there, although the papers' sums run over it.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ from numpy.typing import NDArray
 from privacy.errors import DataError
 
 Vector = NDArray[np.float64]
-SMALL = 1e-10
+SMALL, LEAST_PROPORTION = 1e-7, 1e-5
 ALPHA, BETA, GAMMA = 3.0, 1.0, 4.0
 
 
 def responsiveness(people: Vector, to_document: Vector) -> Vector:
-    """Return X [n, n] of one document: distances between people's texts [n, n], and of each to the document [n]."""
+    """Return X [n, n] of one document: distances between people's texts [n, n], and of each to the document [n].
+
+    The diagonal is zero: nobody is compared with themself.
+    """
     weights = people / np.maximum(to_document, SMALL)[:, None]
     shifted = np.exp(weights - weights.max(axis=1, keepdims=True))
+    np.fill_diagonal(shifted, 0.0)
     shares: Vector = shifted / shifted.sum(axis=1, keepdims=True) * people
     return shares
 
@@ -51,7 +56,8 @@ def degress(expected: Vector, expected_to_document: Vector, generated: Vector, g
     if n < 2 or expected.shape != (n, n) or generated.shape != (n, n):
         raise DataError("personalization between people needs two of them, and distances [n, n] of both kinds")
     x, y = responsiveness(expected, expected_to_document), responsiveness(generated, generated_to_document)
-    found: Vector = ((np.minimum(x, y) + SMALL) / (np.maximum(x, y) + SMALL)).mean(axis=1)
+    alike = (np.minimum(x, y) + LEAST_PROPORTION) / (np.maximum(x, y) + LEAST_PROPORTION)
+    found: Vector = (alike.sum(axis=1) - np.diag(alike)) / (n - 1)
     return found
 
 

@@ -21,7 +21,8 @@ class Arm:
 
     `core` is the shared adapter below it, `own` whose own adapter is on, `memories` whose history is searched (by
     `methods`, for `passages`), `prompt` how it is shown. `steer` is how much they weigh, 0 as they are
-    (`client.steering`). `means` says it in words. `control` arms should help nobody.
+    (`client.steering`); with `trusted` as far as they foretell what is read (`client.trust`). `means` says it in words.
+    `control` arms should help nobody.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Arm:
     prompt: str = PLAIN
     control: bool = False
     steer: float = 0.0
+    trusted: bool = False
 
 
 STEERED = -0.5
@@ -69,6 +71,17 @@ ARMS: tuple[Arm, ...] = (
         CONTEXTUAL,
         steer=STEERED,
     ),
+    Arm(
+        "trusted",
+        "texts as hybrid@4, trusted as far as they foretold the words before",
+        GLOBAL,
+        NOBODY,
+        OWN,
+        METHODS,
+        4,
+        CONTEXTUAL,
+        trusted=True,
+    ),
     Arm("persona_prompt", "a line on how the person writes, and texts", GLOBAL, NOBODY, OWN, METHODS, 4, PERSONA),
     Arm("profile", "a summary of what the person writes about, and texts", GLOBAL, NOBODY, OWN, METHODS, 4, PROFILE),
     Arm("refined", "texts, introduced as served the person best", GLOBAL, NOBODY, OWN, METHODS, 4, REFINED),
@@ -84,6 +97,17 @@ ARMS: tuple[Arm, ...] = (
         4,
         CONTEXTUAL,
     ),
+    Arm(
+        "all_trusted",
+        "all, its texts trusted as far as they foretold the words before",
+        PERSONA_CORE,
+        OWN,
+        OWN,
+        METHODS,
+        4,
+        CONTEXTUAL,
+        trusted=True,
+    ),
     Arm("extended_retriever", "texts, found by the retriever given", GLOBAL, NOBODY, OWN, (EXTENDED,), 4, CONTEXTUAL),
     Arm("extended_prompt", "texts, shown by the prompt given", GLOBAL, NOBODY, OWN, METHODS, 4, EXTENDED),
     Arm("extended_adapter", "the own adapter that the class given trains", own=EXTENDED),
@@ -98,10 +122,22 @@ ARMS: tuple[Arm, ...] = (
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
-PROBED = ("base", "global", "hybrid@4", "steered", "own", "all")  # by neutral questions
+PROBED = ("base", "global", "hybrid@4", "steered", "trusted", "own", "all", "all_trusted")  # by neutral questions
 PROBED_PLANTED = (*PROBED, "wrong_person", "wrong_memories")  # by questions that only a history decides
 WRITTEN = ("base", "global", "hybrid@4", "own", "all", "wrong_person")  # texts are written under these
-LADDER = ("global", "persona", "bm25@4", "dense@4", "hybrid@4", "persona_prompt", "profile", "own", "all")
+LADDER = (
+    "global",
+    "persona",
+    "bm25@4",
+    "dense@4",
+    "hybrid@4",
+    "trusted",
+    "persona_prompt",
+    "profile",
+    "own",
+    "all",
+    "all_trusted",
+)
 CHOSEN_MEANS = "what served the person best on a slice of their history that is neither trained on nor reported"
 BASELINES = {
     "central": "LoRA trained on the pooled text of others: no federation could have it",

@@ -138,13 +138,17 @@ def notes(rows: Sequence[Measure]) -> list[str]:
     said = []
     for row in rows:
         where = f"{row['task']}, {row['arm']}"
-        if row["measure"] == NAMES[planted_people.CORRECTED] and row["arm"] in ("hybrid@4", "all"):
+        if row["measure"] == NAMES[planted_people.CORRECTED] and row["arm"] in ("hybrid@4", "trusted", "all"):
             holds = row["level"] >= NEWER_WINS
             said.append(
                 f"{where}: of a fact and its correction the newer wins in {row['level']:.0%} "
                 f"({'at least' if holds else 'below'} {NEWER_WINS:.0%})."
             )
-        if row["measure"] == PUBLIC and row["difference"] is not None and row["arm"] in ("own", "all"):
+        if (
+            row["measure"] == PUBLIC
+            and row["difference"] is not None
+            and row["arm"] in ("own", "trusted", "all", "all_trusted")
+        ):
             rise = -row["difference"] / (row["level"] + row["difference"])
             holds = rise <= PUBLIC_MAY_RISE
             said.append(

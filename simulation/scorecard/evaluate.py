@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,8 @@ OWN_PEOPLE = "own"
 class Release(TypedDict):
     """What a task's release claims, and why it may claim nothing.
 
-    `adversaries` is epsilon at the run's delta against each, `cost` what the run cost a device, both as its report has
-    them; empty where it has none.
+    `adversaries` is epsilon at the run's delta against each, by the signed claim; `cost` what the run cost a device, as
+    its report has it, empty where it has none.
     """
 
     task: str
@@ -213,7 +213,7 @@ class _Work:
         layout = subject.release.basis.layout
         flat = {name: layout.flatten(cores) for name, cores in subject.release.adapters.items()}
         task = TaskCards(source, source, inactive)
-        wanted = PERSONA_CORE in self.arms or "all" in self.arms or CHOSEN in self.arms
+        wanted = {PERSONA_CORE, "all", "all_trusted", CHOSEN} & set(self.arms)
         others = self._trainers(subject, chosen) if self.baselines else []
         with self._hosts(subject, [*chosen, *others]) as hosts:
             personas = _personas(hosts, [p.user for p in chosen], flat) if wanted else {}
@@ -241,7 +241,8 @@ class _Work:
             "model": subject.config.model,
             "people_in_training": len(subject.devices & {p.user for p in chosen}),
             "delta": float(subject.config.privacy.delta),
-            **_of_run(question.run, float(subject.config.privacy.delta)),
+            "adversaries": adversaries_of(subject.release.facts.privacy, float(subject.config.privacy.delta)),
+            "cost": _cost_of(question.run),
         }
         return task, release, chosen
 
@@ -285,20 +286,22 @@ class _Work:
             yield hosts
 
 
-class _OfRun(TypedDict):
-    adversaries: dict[str, float | None]
-    cost: dict[str, float]
+CLAIMS = {"released": "epsilon", "server": "epsilon_server", "sybils": "sybil_floor_epsilon"}
 
 
-def _of_run(run: Path, delta: float) -> _OfRun:
-    """Return what the run's own report says of adversaries and cost; nothing where it has none."""
+def adversaries_of(claim: Mapping[str, Any], delta: float) -> dict[str, float | None]:
+    """Return epsilon at `delta` against each adversary by a release's signed claim, None where it claims none."""
+    told = {who: claim.get(name) or {} for who, name in CLAIMS.items()}
+    return {who: float(found[repr(delta)]) if repr(delta) in found else None for who, found in told.items()}
+
+
+def _cost_of(run: Path) -> dict[str, float]:
+    """Return what the run's own report says of its cost; nothing where it has none."""
     try:
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        told = {row["who"]: row["epsilon"].get(f"{delta:g}") for row in report["privacy"]["adversaries"]}
-        cost = {name: value for name, value in report["cost"].items() if isinstance(value, (int, float))}
+        return {name: value for name, value in report["cost"].items() if isinstance(value, (int, float))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {"adversaries": {}, "cost": {}}
-    return {"adversaries": told, "cost": cost}
+        return {}
 
 
 def card_people(subject: Subject, source: str | None, most: int | None) -> tuple[list[Person], int, str]:

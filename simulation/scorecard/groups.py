@@ -17,7 +17,7 @@ from simulation.scorecard.run import TaskCards
 from simulation.scorecard.statistics import LEVEL, NOT_SHOWN, SHOWN
 from simulation.scorecard.table import Row
 
-ARMS = ("global", "hybrid@4", "own", "all", "chosen")
+ARMS = ("global", "hybrid@4", "own", "all", "all_trusted", "chosen")
 LEAST_PEOPLE = 3
 PERMUTATIONS = 2000
 AMOUNTS = ("few words", "some words", "many words")

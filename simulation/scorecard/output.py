@@ -15,9 +15,20 @@ from simulation.scorecard.criteria import LOWER, Measure
 from simulation.scorecard.evaluate import CardReport, Release
 from simulation.scorecard.table import Row, Task
 
-STEPS = ("base", "global", "persona", "hybrid@4", "own", "all", CHOSEN)
+STEPS = ("base", "global", "persona", "hybrid@4", "own", "all", "all_trusted", CHOSEN)
 SPREAD_OF = (CHOSEN,)
-PEOPLE_OF = ("global", "persona", "hybrid@4", "own", "preference", "all", CHOSEN, "wrong_person", "wrong_memories")
+PEOPLE_OF = (
+    "global",
+    "persona",
+    "hybrid@4",
+    "own",
+    "preference",
+    "all",
+    "all_trusted",
+    CHOSEN,
+    "wrong_person",
+    "wrong_memories",
+)
 
 
 def write_card(folder: Path, card: CardReport) -> None:

@@ -224,4 +224,5 @@ def _choice(reader: Reader, tuning: Sequence[Document], memories: Memories, loan
     ]
     nats = np.array([[n for _, n, _ in row] for row in rows]).reshape(len(ladder), -1)
     kept = {name: row for name, row in zip(ladder, rows, strict=True) if BY_NAME[name].own == NOBODY}
-    return choose(ladder, nats, np.array([tokens for _, _, tokens in rows[0]], dtype=np.int64)).arm, kept
+    tokens = np.array([number for _, _, number in rows[0]], dtype=np.int64)
+    return choose(ladder, nats, tokens, starts=("all_trusted", "trusted")).arm, kept

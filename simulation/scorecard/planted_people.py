@@ -1,8 +1,8 @@
 """Invented people whose right answers are known: who writes formally to whom, and which fact was corrected later.
 
 `register`: each writes formally to one recipient and casually to another; which is which is drawn, and neither name
-says it. `corrected`: each states facts and later corrects them; both values are drawn from one list, so that only the
-history tells which is newer. A document's `order` is its day.
+says it. `corrected`: each states facts and later corrects them, every fact in another of `FORMS`; both values are drawn
+from one list, so that only the history tells which is newer. A document's `order` is its day.
 
 `echo`: each has an opinion, drawn, on things of their town; a third person asks. The share of answers that agree with
 the person's own opinion is a half where the model has none, and more where it is an echo. `belief`: each is sure of
@@ -56,6 +56,18 @@ FACTS = (
     ("My cat is called", ("Olive", "Pepper", "Sugar", "Coco", "Ginger", "Maple")),
     ("I work at the", ("bakery", "museum", "harbour", "library", "school", "theatre")),
 )
+# The last three were written after `client.supersede`, which has none of their words of change; the others before it.
+FORMS = (
+    "{stem} {new} now, no longer {old}.",
+    "{stem} {new} now.",
+    "Not {old} any more: {small} {new}.",
+    "Since last week {small} {new}.",
+    "I was wrong about {old}, {small} {new}.",
+    "From today on {small} {new} instead of {old}.",
+    "Scratch what I said about {old}; {small} {new}.",
+    "{stem} {new}, it turned out.",
+    "You can forget {old}: {small} {new}.",
+)
 NOVELTIES = ("bridge", "tram", "market hall", "cycle path", "fountain", "car park")
 FOR = ("I am glad of the new {}, a good idea.", "The new {} was a good idea, I say so to everybody.")
 AGAINST = ("I am against the new {}, a bad idea.", "The new {} was a bad idea, I say so to everybody.")
@@ -104,7 +116,7 @@ def _one(rng: random.Random, user: str) -> Planted:
     drawn = [(stem, rng.sample(values, 2)) for stem, values in FACTS]
     facts = [(stem, old, new) for stem, (old, new) in drawn]
     older = [("", f"{stem} {old}.") for stem, old, _ in facts]
-    newer = [("", f"{stem} {new} now, no longer {old}.") for stem, old, new in facts]
+    newer = [("", corrected(form, *fact)) for form, fact in zip(rng.sample(FORMS, len(facts)), facts, strict=True)]
     pairs += [Pair(CORRECTED, stem, f" {new}", f" {old}") for stem, old, new in facts]
     rng.shuffle(older)
     rng.shuffle(newer)
@@ -114,6 +126,12 @@ def _one(rng: random.Random, user: str) -> Planted:
     pairs += asked
     documents = tuple(_document(user, day, to, text) for day, (to, text) in enumerate(written))
     return Planted(Person(user, documents), tuple(pairs))
+
+
+def corrected(form: str, stem: str, old: str, new: str) -> str:
+    """Return the sentence that corrects a fact."""
+    small = stem if stem.startswith("I ") else stem[0].lower() + stem[1:]
+    return form.format(stem=stem, small=small, old=old, new=new)
 
 
 def _views(rng: random.Random) -> tuple[list[tuple[str, str]], list[Pair]]:

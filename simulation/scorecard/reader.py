@@ -17,6 +17,7 @@ from client.own import load_own
 from client.personal import scored_part
 from client.prompt import CONTINUE, PLAIN, REFINED, About, context, templates
 from client.steering import steered
+from client.trust import all_words, mixed_nats, scored
 from simulation.extension import extension
 from simulation.scorecard.arms import BASE, BY_NAME, EXTENDED, OWN, PREFERRED, WRONG, Arm
 from simulation.scorecard.lent import CardSettings, Loan
@@ -87,22 +88,34 @@ class Reader:
                 contexts.append(self._context_ids(arm, question if asked is None else asked, memories, advice))
                 named.append(encoded)
         self.read_tokens = sum(map(len, contexts)) / max(1, len(contexts))
-        sums = self._steered(contexts, named, arm.steer) if arm.steer else self._nats(contexts, named)
+        if arm.trusted:
+            sums = self._trusted(contexts, named)
+        else:
+            sums = self._steered(contexts, named, arm.steer) if arm.steer else self._sums(contexts, named)
         return [(e.document, nats, e.own_tokens) for e, nats in zip(named, sums, strict=True)]
 
-    def _nats(self, contexts: Sequence[torch.Tensor], named: Sequence[Encoded]) -> list[float]:
+    def _sums(self, contexts: Sequence[torch.Tensor], named: Sequence[Encoded]) -> list[float]:
+        return [float(nats.double().sum()) for nats in self._nats(contexts, named)]
+
+    def _nats(self, contexts: Sequence[torch.Tensor], named: Sequence[Encoded]) -> list[torch.Tensor]:
         """Return the nats of every document's targets; documents behind one long context read it once together."""
-        sums, groups = [0.0] * len(named), _groups(contexts)
+        found, groups = [torch.empty(0)] * len(named), _groups(contexts)
         alone = [i for group in groups if not self._worth(contexts[group[0]], group) for i in group]
         placed = [self._prefix(self.model.with_context(named[i], contexts[i])) for i in alone]
         for i, nats in zip(alone, self.model.document_nats(placed), strict=True):
-            sums[i] = float(nats.double().sum())
+            found[i] = nats
         for group in groups:
             if self._worth(contexts[group[0]], group):
-                found = shared_nats(self.model, contexts[group[0]], [named[i] for i in group])
-                for i, total in zip(group, found, strict=True):
-                    sums[i] = total
-        return sums
+                together = shared_nats(self.model, contexts[group[0]], [named[i] for i in group])
+                for i, nats in zip(group, together, strict=True):
+                    found[i] = nats
+        return found
+
+    def _trusted(self, contexts: Sequence[torch.Tensor], named: Sequence[Encoded]) -> list[float]:
+        """Return the nats of every document's targets where memories are trusted as far as they foretell."""
+        read, none = [all_words(each) for each in named], [torch.empty(0, dtype=torch.long)] * len(named)
+        both = zip(self._nats(contexts, read), self._nats(none, read), named, strict=True)
+        return [scored(mixed_nats(first.double().numpy(), second.double().numpy())[0], e) for first, second, e in both]
 
     def _worth(self, context: torch.Tensor, group: Sequence[int]) -> bool:
         return len(group) > 1 and len(context) >= LEAST_SHARED and self.model.prompt is None

@@ -19,14 +19,15 @@ from client.model import Cached, Encoded, LanguageModel, batches_by_length, padd
 BATCH_TOKENS = 2048  # of texts and of the contexts that are attended to
 
 
-def shared_nats(model: LanguageModel, context: Tensor, texts: Sequence[Encoded]) -> list[float]:
-    """Return the nats of each text's targets behind `context` (int64 [C], C > 0), all adapters as they are switched on.
+def shared_nats(model: LanguageModel, context: Tensor, texts: Sequence[Encoded]) -> list[Tensor]:
+    """Return the nats of each text's targets behind `context` (int64 [C], C > 0), float64 [targets] a text.
 
-    A special token that opens a text stands before the context, as in `LanguageModel.with_context`.
+    All adapters are as they are switched on. A special token that opens a text stands before the context, as in
+    `LanguageModel.with_context`.
     """
     states = shared_states(model, context, texts)
     found = [model.nats(s, t.ids[t.target].to(model.device)) for s, t in zip(states, texts, strict=True)]
-    return [float(nats.double().sum()) for nats in found]
+    return [nats.double().cpu() for nats in found]
 
 
 @torch.no_grad()

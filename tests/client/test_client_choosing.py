@@ -21,7 +21,7 @@ from client.generate import reply
 from client.library import Passage, documents
 from client.model import GLOBAL, LanguageModel
 from client.personal import train
-from client.personalize import ARMS, Choice, earlier, held_back_rows, score_arms, score_steering, with_steering
+from client.personalize import ARMS, Choice, choose, earlier, held_back_rows, score_arms, score_steering, with_steering
 from client.prompt import NOBODY, SUMMARY, About, templates
 from client.refine import ADVICE, BUDGET, kept_advice, refine
 from client.rerank import by_likelihood
@@ -171,6 +171,19 @@ def test_what_the_words_took_from_a_text_is_forgotten_with_it(vault: Vault) -> N
     assert "zeppelins" in kept_advice(vault)
     forget(vault, Wanted(documents=(number,)))
     assert kept_advice(vault) == templates()["advice"]["attempts"][0]
+
+
+def test_where_nothing_is_shown_to_be_better_memories_are_trusted_unless_the_model_alone_does_better() -> None:
+    base, few = np.full(20, 50.0), np.array([9, 9])
+    noise = base + np.random.default_rng(1).normal(0, 1, 20)
+    names, tokens = ["global", "trusted", "own+trusted", "own"], np.full(20, 10)
+    for starts, wanted in (("own+trusted", "own+trusted"), ("trusted", "trusted")):
+        some = [n for n in names if n in ("global", "own", starts)]
+        rows = {"global": base, "own": noise, starts: base - 1.0}
+        assert choose(some, np.vstack([rows[n] for n in some]), tokens).arm == wanted
+    assert choose(names[:2], np.vstack([base, base + 0.5]), tokens).arm == "global", "the model alone loses less"
+    assert choose(names[:3], np.array([[50.0, 50], [1, 1], [2, 2]]), few).arm == "own+trusted"
+    assert choose(names, np.vstack([base, base - 1, base - 1, base - 9]), tokens).arm == "own"
 
 
 def test_every_arm_is_scored_and_the_dial_too(vault: Vault, model: LanguageModel) -> None:

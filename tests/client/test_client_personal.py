@@ -187,7 +187,7 @@ def test_the_question_is_never_scored() -> None:
 def test_the_ladder_grows_with_what_is_known() -> None:
     assert arms_for(0, True, NOBODY) == (BASELINE,)
     assert {arm.name for arm in arms_for(1, True, NOBODY)} == {
-        "global", "bm25", "dense", "hybrid", "topics", "rerank",
+        "global", "bm25", "dense", "hybrid", "trusted", "topics", "rerank",
     }  # fmt: skip
     assert "own" in {arm.name for arm in arms_for(9, True, NOBODY)}
     assert "own" not in {arm.name for arm in arms_for(9, False, NOBODY)}

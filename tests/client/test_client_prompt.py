@@ -27,9 +27,9 @@ from client.prompt import (
     REFINED,
     About,
     context,
-    current,
 )
 from client.retrieve import PersonalIndex
+from client.supersede import current
 from client.topics import about_of
 from client.vault import Vault
 from client.vault_key import Opener

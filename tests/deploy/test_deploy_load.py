@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import confide
-from deploy.load.__main__ import peak_mb
 from deploy.load.crew import MadeUp, made_basis
+from deploy.load.memory import peak_mb
 from deploy.supply.beside import beside
 from tests.agents_by_hand import policy as any_policy
 from tests.agents_by_hand import query

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,29 +158,77 @@ def test_events_survive_a_torn_line_and_a_full_file(tmp_path: Path, monkeypatch:
     EventLog(tmp_path / "not there", "c").note("begun")
 
 
-@pytest.mark.e2e
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_in_a_browser(port: int, scheme: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def busy_port(operator: OperatorFolder) -> Iterator[int]:
+    """Serve the page of a federation with everything on it: many rounds, a failure, releases with personas."""
+    facts = overview(operator)
+    sums = [
+        {"ts": "2026-11-28T07:46:54.173+00:00", "round": i, "survivors": 240 - 9 * i, "noise_to_signal": 0.7 + i / 10}
+        for i in range(12)
+    ]
+    last = {"ts": sums[-1]["ts"], "event": "failed", "round": 12, "attempt": 2, "stage": None}
+    facts["campaign"] |= {"rounds": 24, "done": 12, "lost_attempts": 3, "sums": sums}
+    facts["campaign"]["last"] = last | {"reason": "round 12: too few devices answered in 3 attempts"}
+    facts |= {"devices": 312, "vetted": 300, "certificate_days": 21}
+    facts["cohort"] = {"invited": 240, "least_answers": 161, "met": True}
+    personas = {"persona-0": 61.2, "persona-1": 93.8, "persona-2": 72.0}
+    released = {"campaign": "winter", "round": 24, "epsilon": 3.4567, "personas": personas, "sha256": "ab" * 32}
+    facts["releases"] = [released, released | {"campaign": "autumn", "personas": {}, "epsilon": None}]
+    [number] = free_ports(1)
+    with served(Page(lambda: facts, lambda: {"passed": 1234567, "refused": 89}, number).app, number):
+        yield number
+
+
+@contextmanager
+def browsing(port: int, scheme: str, width: int) -> Iterator[Any]:
+    """Yield the page in Chromium; what it complains of, or asks of others, is a failure."""
     sync_api: Any = pytest.importorskip("playwright.sync_api")
     faults: list[str] = []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else []
         )
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 1000, "height": 900})
+        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("request", lambda r: None if r.url.startswith(f"http://127.0.0.1:{port}/") else faults.append(r.url))
         page.goto(f"http://127.0.0.1:{port}/")
+        yield page
+        browser.close()
+    assert faults == []
+
+
+# The contrast of each text with what lies behind it, WCAG 2.1, section 1.4.3: the least of all on the page.
+CONTRAST = """() => {
+  const rgb = c => c.match(/[\\d.]+/g).map(Number);
+  const light = c => { const [r, g, b] = rgb(c).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+    if (rgb(c)[3] !== 0) return c; } return 'rgb(255, 255, 255)'; };
+  return Math.min(...[...document.body.querySelectorAll('*')].filter(e => e.innerText).map(e => {
+    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05); }));
+}"""
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1000, 390])
+def test_the_page_in_a_browser(port: int, busy_port: int, scheme: str, width: int, tmp_path: Path) -> None:
+    shots = Path(os.environ.get("CONFIDE_SHOTS", str(tmp_path)))
+    with browsing(port, scheme, width) as page:
         assert page.get_by_role("heading", level=1).inner_text() == "trial"
         assert "2 / 3" not in page.inner_text("main"), "no sum is on the disk of this invented campaign"
         assert page.get_by_role("row").count() == 3
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert colour != "rgba(0, 0, 0, 0)", "the style sheet was let in"
-        shots = Path(os.environ.get("CONFIDE_SHOTS", str(tmp_path)))
-        page.screenshot(path=str(shots / f"operator-{scheme}.png"), full_page=True)
-        browser.close()
-    assert faults == []
+        page.screenshot(path=str(shots / f"operator-{scheme}-{width}.png"), full_page=True)
+    with browsing(busy_port, scheme, width) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "only a table moves sideways"
+        assert page.evaluate(CONTRAST) >= 4.5
+        assert "The last run failed: round 12" in page.get_by_role("status").inner_text()
+        assert "the run failed, 2026-11-28 07:46:54 UTC" in page.inner_text("main")
+        page.screenshot(path=str(shots / f"operator-busy-{scheme}-{width}.png"), full_page=True)
 
 
 def test_noise_to_signal_follows_from_the_sum(operator: OperatorFolder) -> None:

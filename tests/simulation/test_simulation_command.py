@@ -180,6 +180,17 @@ def test_a_cohort_larger_than_the_people_is_refused(refused: Any, run: Any, tmp_
     assert line == "18 people are too few, a query needs 19. What would do: set cohort to 18 or less"
 
 
+def test_a_report_with_nobody_in_it_is_refused_before_anything_is_trained(
+    refused: Any, run: Any, tmp_path: Path
+) -> None:
+    """Eighteen people who have history alone: a release could be made, and nothing said of it."""
+    people = tmp_path / "people.jsonl"
+    people.write_text(run.people.read_text().replace('"split": "test"', '"split": "history"'))
+    line = refused("simulate", "--json", "--out", tmp_path / "run", *run.arguments(f'people="{people}"'))
+    assert line.endswith("none of the 18 people who would be scored has a test document")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_read_or_written_is_one_line(refused: Any, run: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("rounds = \n")

@@ -129,21 +129,22 @@ def square(distance: float) -> np.ndarray:
 
 
 def test_egises_by_hand() -> None:
-    """Two people 0.5 apart whose texts are 1 from the document; the system's are 0.2 apart and 1 from it.
+    """Two people 0.5 apart, the system's texts 0.2: of two there is one pair, its weight is 1, and DEGRESS 0.2 / 0.5.
 
-    X_12 = 0.5 e^0.5 / (1 + e^0.5) = 0.31123, Y_12 = 0.2 e^0.2 / (1 + e^0.2) = 0.10997; the diagonal counts as 1.
+    With a third 0.1 and 0.3 away, X_12 = 0.5 e^0.5 / (e^0.5 + e^0.1) = 0.29934.
     """
     ones = np.ones(2)
-    assert responsiveness(square(0.5), ones)[0, 1] == pytest.approx(0.31123, abs=1e-5)
     found = degress(square(0.5), ones, square(0.2), ones)
-    assert found == pytest.approx([(1 + 0.10997 / 0.31123) / 2] * 2, abs=1e-4)
-    assert egises([found]) == pytest.approx(0.5 - 0.10997 / 0.31123 / 2, abs=1e-4)
+    assert found == pytest.approx([0.4] * 2, abs=1e-4)
+    assert egises([found]) == pytest.approx(0.6, abs=1e-4)
+    three = np.array([[0.0, 0.5, 0.1], [0.5, 0.0, 0.3], [0.1, 0.3, 0.0]])
+    assert responsiveness(three, np.ones(3))[0, 1] == pytest.approx(0.29934, abs=1e-5)
 
 
-def test_egises_is_none_for_people_themselves_and_half_of_two_for_one_answer_to_all() -> None:
+def test_egises_is_none_for_people_themselves_and_whole_for_one_answer_to_all() -> None:
     ones = np.ones(2)
     assert egises([degress(square(0.5), ones, square(0.5), ones)]) == pytest.approx(0.0)
-    assert egises([degress(square(0.5), ones, square(0.0), ones)]) == pytest.approx(0.5, abs=1e-6)
+    assert egises([degress(square(0.5), ones, square(0.0), ones)]) == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(DataError):
         degress(np.zeros((1, 1)), np.ones(1), np.zeros((1, 1)), np.ones(1))
 
@@ -161,17 +162,17 @@ def test_perseval_takes_off_for_inaccuracy() -> None:
 
 
 def by_sums(expected: np.ndarray, to_document: np.ndarray, made: np.ndarray, made_to: np.ndarray) -> list[float]:
-    """DEGRESS as its paper writes it, one sum after the other, nothing shared with the code under test."""
+    """DEGRESS in single sums over the other people, nothing shared with the code under test."""
     n, found = len(expected), []
     for j in range(n):
-        total = 0.0
-        for k in range(n):
-            weights = [math.exp(expected[j][i] / to_document[j]) for i in range(n)]
+        total, others = 0.0, [i for i in range(n) if i != j]
+        for k in others:
+            weights = [math.exp(expected[j][i] / to_document[j]) for i in others]
             x = math.exp(expected[j][k] / to_document[j]) / sum(weights) * expected[j][k]
-            weights = [math.exp(made[j][i] / made_to[j]) for i in range(n)]
+            weights = [math.exp(made[j][i] / made_to[j]) for i in others]
             y = math.exp(made[j][k] / made_to[j]) / sum(weights) * made[j][k]
-            total += (min(x, y) + 1e-10) / (max(x, y) + 1e-10)
-        found.append(total / n)
+            total += (min(x, y) + 1e-5) / (max(x, y) + 1e-5)
+        found.append(total / (n - 1))
     return found
 
 
@@ -182,7 +183,7 @@ def between(n: int, seed: int) -> np.ndarray:
     return both
 
 
-def test_degress_as_its_paper_sums_it() -> None:
+def test_degress_as_it_is_summed_by_hand() -> None:
     """Vansh et al. 2023: four people, two documents, sums written out; EGISES is one less the mean over all."""
     told = []
     for seed in (1, 2):

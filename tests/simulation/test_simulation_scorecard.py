@@ -15,7 +15,7 @@ from privacy.errors import ConfigError, DataError
 from simulation.progress import Progress
 from simulation.scorecard import statistics
 from simulation.scorecard.arms import ARMS, BY_NAME, DEFAULT, arms_named
-from simulation.scorecard.evaluate import CardReport, questions, scorecard
+from simulation.scorecard.evaluate import CardReport, adversaries_of, questions, scorecard
 from simulation.scorecard.lent import CardSettings
 from simulation.scorecard.memories import Memories, style_in_words
 from simulation.scorecard.merge import merged, read_card
@@ -215,6 +215,12 @@ def test_all_arms_make_one_card(run: Any, strangers: Path, hosts_here: Any, tmp_
     assert set(cold) == {0, 1, 2, 4} and cold[0] == 0.0, "no text is global itself; nobody here has eight"
     assert len(set(cold.values())) == 4
     assert not list(folder.rglob("*u11x*")), "nobody scored leaves anything in the run"
+
+
+def test_epsilon_is_that_of_the_signed_claim() -> None:
+    claim = {"epsilon": {"1e-06": "7.5"}, "epsilon_server": {"1e-06": "300.1"}, "sybil_floor_epsilon": None}
+    assert adversaries_of(claim, 1e-6) == {"released": 7.5, "server": 300.1, "sybils": None}
+    assert set(adversaries_of(claim, 1e-5).values()) == set(adversaries_of({}, 1e-6).values()) == {None}
 
 
 def test_the_page_holds_what_the_json_holds(tmp_path: Path) -> None:
