@@ -187,9 +187,7 @@ def open_policy(data: bytes, root_key: Ed25519PublicKey) -> Policy:
 @lru_cache(maxsize=8)
 def _opened(data: bytes, root_key: bytes) -> Policy:
     """Return the policy: in one process many people's ledgers hold the same few, and a value may be shared."""
-    return Policy.from_bytes(
-        signed_body("policy", data, Ed25519PublicKey.from_public_bytes(root_key), MAX_BYTES)
-    )
+    return Policy.from_bytes(signed_body("policy", data, Ed25519PublicKey.from_public_bytes(root_key), MAX_BYTES))
 
 
 def _round_trips(value: Fraction) -> bool:

@@ -87,7 +87,7 @@ class Host:
         self.work: Any = None
 
     def call(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
-        """Return ("ok", result) of one call, or ("error", line); of `SEVERAL`, the results of all its calls in order."""
+        """Return ("ok", result) of one call, or ("error", line); of `SEVERAL` the results of all calls in it."""
         if method == SEVERAL:
             results = []
             for each in arguments:

@@ -72,7 +72,12 @@ def test_where_one_call_comes_after_the_other_the_same_delivery_is_read_once(
     crew.service = AgentService(list(crew.devices.values()), crew.deliveries, Lazy())
     taken: list[tuple[bytes, ...]] = []
     take = crew.deliveries.take
-    monkeypatch.setattr(crew.deliveries, "take", lambda items: (taken.append(tuple(items)), take(items)))
+
+    def noted(items: tuple[bytes, ...]) -> None:
+        taken.append(tuple(items))
+        take(items)
+
+    monkeypatch.setattr(crew.deliveries, "take", noted)
     basis, start = crew.items
     broken = Delivery((basis[:-1],)).encode()
     ready(crew)

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.canonical import MAX_DEPTH, _canonical, canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
+from privacy.canonical import (
+    MAX_DEPTH,
+    _canonical,
+    canonical_json,
+    exact_fields,
+    is_digest,
+    is_name,
+    parse_canonical,
+    sha256_hex,
+)
 from privacy.errors import BudgetExhausted, ConfideError, PolicyRefused, SignatureInvalid, WireError
 
 SAFE = st.integers(-(2**53) + 1, 2**53 - 1)
@@ -58,7 +67,7 @@ def test_the_encoder_in_c_writes_and_refuses_what_the_definition_does(value: Any
 @pytest.mark.parametrize("kind", [list, tuple, lambda items: {"a": items[0]} if items else {}])
 @pytest.mark.parametrize("leaf", [[], [1]])
 def test_the_encoder_in_c_nests_as_deep_as_the_definition(kind: Any, leaf: list[int]) -> None:
-    value, depth = kind(leaf), bool(leaf)
+    value, depth = kind(leaf), int(bool(leaf))
     while depth < MAX_DEPTH:
         assert canonical_json(value) == _canonical(value, 0).encode()
         value, depth = kind([value]), depth + 1
