@@ -22,7 +22,7 @@ from privacy.errors import ConfideError, WireError
 from privacy.query import Query
 from privacy.secagg.messages import FromServer
 from privacy.session import Accepted, Delivery, Greeting, Received, Training, digest_of
-from privacy.wire import RefusalCode, decode_request
+from privacy.wire import RefusalCode, Request, decode_request
 
 logger = logging.getLogger(__name__)
 NOTHING = b""
@@ -125,13 +125,15 @@ class AgentService:
         self._worker, self._pace, self._clock = worker, pace, clock
         self._jobs: dict[int, dict[str, Job]] = {}  # by place, and there by the query's hash
         self._lock = threading.Lock()
+        self._heard: tuple[bytes, Request] | None = None  # the last frame, and what it says
+        self._taken: tuple[Delivery, str] | None = None  # the last delivery, and its hash
 
     def reply(self, place: int, node_id: int, data: bytes) -> bytes:
         """Return the frame that answers `data` for the device at `place`, or nothing for what is not a request."""
         try:
             if not 0 <= place < len(self.devices):
                 raise WireError("no such device")
-            request = decode_request(data)
+            request = self._read(data)
             if isinstance(request, Greeting):
                 held = self.deliveries.held(request.offered)
                 return self.devices[place].hello(held, node_id, request.nonce)
@@ -151,9 +153,23 @@ class AgentService:
         with self._lock:
             self._jobs.clear()
 
+    def _read(self, data: bytes) -> Request:
+        """Return the request in a frame; where one call comes after the other, the same one often comes for many."""
+        if self._heard is None or self._heard[0] != data:
+            heard = data, decode_request(data)
+            if not isinstance(self._worker, Lazy):
+                return heard[1]
+            self._heard = heard
+        return self._heard[1]
+
     def _delivered(self, place: int, delivery: Delivery) -> bytes:
-        self.deliveries.take(delivery.items)
-        return Received(self.devices[place].device_id, digest_of(delivery.items)).encode()
+        """Take what was delivered; what was delivered last, to another of these people, is here already."""
+        taken = self._taken
+        if taken is None or taken[0] is not delivery:
+            self.deliveries.take(delivery.items)
+            taken = delivery, digest_of(delivery.items)
+            self._taken = taken if isinstance(self._worker, Lazy) else None
+        return Received(self.devices[place].device_id, taken[1]).encode()
 
     def _training(self, place: int, request: Training) -> bytes:
         """Accept at once what the policy grants; the same query again is the same one job."""

@@ -30,6 +30,7 @@ from client.model import GLOBAL, Cached, LanguageModel, batches_by_length, padde
 from privacy.adapter import Cores
 from privacy.errors import ModelError
 
+NUMBERS_A_LAYER = 2**20  # that a pass for several people may hold: a narrow model takes more tokens at once
 AfterStep = Callable[[int, PrivacyEngine], None]  # steps done of the plan, and the accountant that has counted them
 
 
@@ -165,7 +166,8 @@ def core_updates(
     with trainable(parameters), quiet():
         wrapped = GradSampleModule(loss.train())
         try:
-            for chunk in batches_by_length([len(d.encoded.ids) for _, d in rows], StepPlan.batch_tokens):
+            tokens = max(StepPlan.batch_tokens, NUMBERS_A_LAYER // model.head.shape[1])
+            for chunk in batches_by_length([len(d.encoded.ids) for _, d in rows], tokens):
                 per_document_gradients(wrapped, [rows[i][1] for i in chunk])
                 flat = torch.cat([p.grad_sample.flatten(1) for p in parameters], 1)  # type: ignore[attr-defined]
                 clipped = flat * (settings.document_clip / (flat.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]

@@ -29,6 +29,10 @@ def canonical_json(value: object) -> bytes:
     Tuples are written as lists. Raises WireError for a float, for an integer beyond 2^53 - 1 in size (RFC 8785 gives
     such numbers no exact form; use a string), a lone surrogate, a key that is not a string, nesting deeper than 32.
     """
+    if _is_plain(value, 0):
+        text = _ENCODER.encode(value)  # in C; with ASCII alone both orders of keys are one
+        if text.isascii():
+            return text.encode("ascii")
     return _canonical(value, 0).encode("utf-8")
 
 
@@ -71,6 +75,26 @@ def is_name(text: object) -> bool:
 def is_digest(text: object) -> bool:
     """Return whether `text` is 64 lower-case hexadecimal digits: a SHA-256 or an Ed25519 public key."""
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False)
+_LEAVES = {str, bool, type(None)}
+
+
+def _is_plain(value: object, depth: int) -> bool:
+    """Return whether json's own encoder writes `value` as `_canonical` does, but for what is not ASCII."""
+    kind = type(value)
+    if kind is dict and depth < MAX_DEPTH:
+        assert isinstance(value, dict)
+        names = all(type(name) is str for name in value)
+        return names and all(type(item) in _LEAVES or _is_plain(item, depth + 1) for item in value.values())
+    if kind in (list, tuple) and depth < MAX_DEPTH:
+        assert isinstance(value, list | tuple)
+        return all(type(item) in _LEAVES or _is_plain(item, depth + 1) for item in value)
+    if kind is int:
+        assert isinstance(value, int)
+        return -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER
+    return kind in _LEAVES
 
 
 def _canonical(value: object, depth: int) -> str:

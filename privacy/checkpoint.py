@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -171,8 +172,12 @@ def is_fork(first: bytes, second: bytes, key: Ed25519PublicKey) -> bool:
     return (one.origin, one.size) == (other.origin, other.size) and one.root != other.root
 
 
-def _parts(note: bytes) -> tuple[Checkpoint, list[tuple[str, bytes]]]:
-    """Return the checkpoint, and name and bytes of each signature line that can be read; others are skipped."""
+@lru_cache(maxsize=64)
+def _parts(note: bytes) -> tuple[Checkpoint, tuple[tuple[str, bytes], ...]]:
+    """Return the checkpoint, and name and bytes of each signature line that can be read; others are skipped.
+
+    In one process many people's ledgers hold the same few notes, and values may be shared.
+    """
     try:
         text, signatures = note[: MAX_NOTE_BYTES + 1].decode().split("\n\n")
         origin, size, root = text.split("\n")
@@ -183,7 +188,8 @@ def _parts(note: bytes) -> tuple[Checkpoint, list[tuple[str, bytes]]]:
             raise ValueError("not the one form of a note")
     except ValueError as error:
         raise LedgerError("not a checkpoint: it cannot be read as a signed note") from error
-    return checkpoint, [found for line in signatures[:-1].split("\n") if (found := _signature(line)) is not None]
+    lines = (_signature(line) for line in signatures[:-1].split("\n"))
+    return checkpoint, tuple(line for line in lines if line is not None)
 
 
 def _signature(line: str) -> tuple[str, bytes] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -179,7 +179,15 @@ def signed_policy(policy: Policy, key: Ed25519PrivateKey) -> bytes:
 
 def open_policy(data: bytes, root_key: Ed25519PublicKey) -> Policy:
     """Return the policy of a file that `root_key` signed. Raises WireError, SignatureInvalid, ConfigError."""
-    return Policy.from_bytes(signed_body("policy", data, root_key, MAX_BYTES))
+    if len(data) > MAX_BYTES:
+        raise WireError(f"policy longer than {MAX_BYTES} bytes")
+    return _opened(bytes(data), root_key.public_bytes_raw())
+
+
+@lru_cache(maxsize=8)
+def _opened(data: bytes, root_key: bytes) -> Policy:
+    """Return the policy: in one process many people's ledgers hold the same few, and a value may be shared."""
+    return Policy.from_bytes(signed_body("policy", data, Ed25519PublicKey.from_public_bytes(root_key), MAX_BYTES))
 
 
 def _round_trips(value: Fraction) -> bool:

@@ -40,6 +40,11 @@ def simulate(
     from simulation.config import load_config
     from simulation.progress import Progress
     from simulation.quiet import quiet_libraries
+    from simulation.workers import prepare_workers
+
+    settings = load_config(config, set_ or [])
+    if not settings.cluster:
+        prepare_workers()  # they import while this process does
     from simulation.report import report_json
     from simulation.run import simulate as run
     from simulation.terminal import print_report
@@ -48,9 +53,7 @@ def simulate(
     if grid or seeds > 1:
         _grid(config, set_ or [], grid or [], seeds, out, overwrite, as_json)
         return
-    report = run(
-        load_config(config, set_ or []), out, Progress(quiet=as_json), overwrite=overwrite, replay=replay_noise
-    )
+    report = run(settings, out, Progress(quiet=as_json), overwrite=overwrite, replay=replay_noise)
     if as_json:
         sys.stdout.write(report_json(report).decode())
     else:

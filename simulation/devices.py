@@ -6,6 +6,7 @@ what a host holds depends on how many devices are asked at once, not on how many
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,18 @@ from pathlib import Path
 from client.agent import Device
 
 MOST_OPEN = 256
+MOST_OF_A_ROUND = 2048
+
+
+def most_open(asked: int) -> int:
+    """Return how many devices stay open where a round asks at most `asked` of a host's: all, within bounds.
+
+    A round asks each of them four times; one that was closed in between is read and verified again each time. Half of
+    the files that this process may open are left for others.
+    """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    room = MOST_OF_A_ROUND if files == resource.RLIM_INFINITY else min(MOST_OF_A_ROUND, files // 2)
+    return max(MOST_OPEN, min(asked, room))
 
 
 class Devices(Mapping[str, Device]):

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ from privacy.errors import ConfideError
 from simulation.config import RunConfig
 from simulation.crowd import People
 from simulation.quiet import quiet_libraries
+from simulation.workers import context, interrupts_held, take_environment
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def host_main(connection: Connection, alive: Connection, settings: HostSettings) -> None:
+def host_main(
+    connection: Connection, alive: Connection, settings: HostSettings, environment: Mapping[str, str]
+) -> None:
     """Serve calls (method, arguments) until the pipe closes; each reply is ("ok", result) or ("error", line).
 
     An engine that is gone before its answer was written ends the host without a word, as one that is gone before.
     """
     threading.Thread(target=_die_with_parent, args=(alive,), daemon=True).start()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    take_environment(environment)
     quiet_libraries()
     host = Host(settings)
     while True:
@@ -85,7 +87,15 @@ class Host:
         self.work: Any = None
 
     def call(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
-        """Return ("ok", result) of one call, or ("error", line)."""
+        """Return ("ok", result) of one call, or ("error", line); of `SEVERAL` the results of all calls in it."""
+        if method == SEVERAL:
+            results = []
+            for each in arguments:
+                state, result = self.call(*each)
+                if state != "ok":
+                    return state, result
+                results.append(result)
+            return "ok", results
         try:
             if self.work is None:
                 from simulation.work import HostWork  # torch is imported in the worker alone
@@ -109,6 +119,9 @@ def _die_with_parent(alive: Connection) -> None:
 
 Call = tuple[str, tuple[Any, ...]]
 Before = Callable[[str], Sequence[Call]]
+SEVERAL = "several"  # calls that travel together
+MOST_AT_ONCE = 64
+SHORT_S, LONG_S = 0.1, 0.4
 CLOSING_S = 5.0
 MOST_RESTARTS = 3
 ENDED = "a worker process ended; is there enough memory?"
@@ -148,13 +161,15 @@ class Pool(ABC):
 
     Person i lives on host i modulo the number of hosts. A host that died is started again at most `MOST_RESTARTS` times
     and its people's calls are made again: what devices owe is on the disk. What their agents held in memory is brought
-    back by `before`, see `run`.
+    back by `before`, see `run`. Calls that take a moment each travel together, so that a pipe is no part of their cost.
     """
 
     def __init__(self, settings: Sequence[HostSettings]) -> None:
         self._settings = tuple(settings)
         self._everybody = [one.everybody for one in settings]
         self.restarts = [0] * len(self._settings)
+        self._at_once = [1] * len(self._settings)
+        self._sent = [(0, 0.0)] * len(self._settings)  # how many calls each host has before it, and since when
 
     @abstractmethod
     def _send(self, w: int, call: Call) -> None:
@@ -222,21 +237,33 @@ class Pool(ABC):
                     continue
                 if state != "ok":
                     raise ConfideError(result)
-                user, _ = queues[w].popleft()
+                number, since = self._sent[w]
+                self._pace(w, time.monotonic() - since)
+                users = [queues[w].popleft()[0] for _ in range(number)]
                 self._next(w, queues[w], waiting, before)
-                if user:
-                    done(user, result)
+                for user, one in zip(users, [result] if number == 1 else result, strict=True):
+                    if user:
+                        done(user, one)
 
     def _next(self, w: int, queue: deque[tuple[str, Call]], waiting: set[int], before: Before) -> None:
-        """Send the first call of the queue, which stays there until it is answered."""
+        """Send the first calls of the queue, which stay there until they are answered."""
         while queue:
+            calls = [call for _, call in islice(queue, self._at_once[w])]
+            self._sent[w] = len(calls), time.monotonic()
             try:
-                self._send(w, queue[0][1])
+                self._send(w, calls[0] if len(calls) == 1 else (SEVERAL, tuple(calls)))
             except OSError:
                 self._again(w, queue, before)
                 continue
             waiting.add(w)
             return
+
+    def _pace(self, w: int, seconds: float) -> None:
+        """Let more calls travel together where they took a moment, fewer where a bar would stand still."""
+        if seconds < SHORT_S:
+            self._at_once[w] = min(MOST_AT_ONCE, 2 * self._at_once[w])
+        elif seconds > LONG_S:
+            self._at_once[w] = max(1, self._at_once[w] // 2)
 
     def _again(self, w: int, queue: deque[tuple[str, Call]], before: Before) -> None:
         """Start host `w` again, with what its people need before the calls that are left. Raises ConfideError."""
@@ -300,25 +327,13 @@ class HostPool(Pool):
 
 def _started(settings: HostSettings) -> tuple[Connection, Connection, Any]:
     """Return the pipe to a new host process, the one that it watches, and the process."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    watch, watched = context.Pipe()
-    process = context.Process(target=host_main, args=(theirs, watched, settings), daemon=True)
-    with _interrupts_held():
+    begun = context()
+    ours, theirs = begun.Pipe()
+    watch, watched = begun.Pipe()
+    arguments = theirs, watched, settings, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    process: Any = begun.Process(target=host_main, args=arguments, daemon=True)  # type: ignore[attr-defined]
+    with interrupts_held():
         process.start()
     theirs.close()
     watched.close()
     return ours, watch, process
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back inside the block. A process begun there never sees it: its parent does, and ends it in order."""
-    resource_tracker.ensure_running()  # it lets the signal through again where it has to be started first
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

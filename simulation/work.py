@@ -44,7 +44,7 @@ from privacy.secagg.keys import RememberedChecks
 from simulation.baselines.parts import PARTS
 from simulation.config import declared_of
 from simulation.crowd import Names, names_of
-from simulation.devices import MOST_OPEN, Devices, Places
+from simulation.devices import MOST_OPEN, Devices, Places, most_open
 from simulation.held_out import opening, up_to
 from simulation.host import HostSettings, peak_memory_bytes
 from simulation.kept import Kept
@@ -112,7 +112,8 @@ class HostWork:
         if not isinstance(names, Names):
             self._places = {user: place for place, user in enumerate(names)}
         # Under masks a device lives in memory from its keys to its last word: all of a cohort may stay open.
-        most = max(MOST_OPEN, config.cohort or len(names)) if config.privacy.transport == "masked" else MOST_OPEN
+        asked = min(config.cohort or len(names), len(names))
+        most = max(MOST_OPEN, asked) if config.privacy.transport == "masked" else most_open(asked)
         self.devices = Devices(names, self._device, most)
         self.lock = threading.RLock()
         self._basis, self._policy, self._number = basis, policy, settings.number

@@ -6,8 +6,9 @@ which enforces them would find nothing. The policy alone is replayed with the de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -85,8 +86,9 @@ def _history_problems(evidence: Evidence, federation: LedgerView) -> Iterator[st
             view = evidence.devices.get(device)
             if view is not None and head not in {entry.sha256 for entry in view.entries} | _adopted_heads(view):
                 yield f"{device}: its ledger lost the state that it signed in round {reserved.query.round}"
+    judge = lru_cache(maxsize=1024)(partial(_judged_note, federation))  # people saw the same few states
     for device, view in evidence.devices.items():
-        yield from _seen_problems(device, view, federation)
+        yield from _seen_problems(device, view, judge)
 
 
 def _adopted_heads(view: LedgerView) -> set[str]:
@@ -95,15 +97,22 @@ def _adopted_heads(view: LedgerView) -> set[str]:
     return {visit.head for history in found for visit in history.visits}
 
 
-def _seen_problems(device: str, view: LedgerView, federation: LedgerView) -> Iterator[str]:
-    """What a device saw of the federation's ledger must be signed by it and still be there."""
+def _judged_note(federation: LedgerView, note: bytes) -> tuple[bool, bool]:
+    """Return whether the federation signed `note`, and whether its ledger still begins with that state."""
     key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(str(federation.genesis["public_key"])))
+    try:
+        return True, verify_checkpoint(note, key).is_kept_by(federation.chain)
+    except SignatureInvalid:
+        return False, False
+
+
+def _seen_problems(device: str, view: LedgerView, judge: Callable[[bytes], tuple[bool, bool]]) -> Iterator[str]:
+    """What a device saw of the federation's ledger must be signed by it and still be there."""
     for entry in view.entries:
         notes = {"SEEN": ("note",), "FORK": ("second",)}.get(entry.kind, ())
         for note in (str(entry.body[name]).encode() for name in notes):
-            try:
-                kept = verify_checkpoint(note, key).is_kept_by(federation.chain)
-            except SignatureInvalid:
+            signed, kept = judge(note)
+            if not signed:
                 yield f"{device}: entry {entry.seq} notes a state that the federation did not sign"
                 continue
             if not kept:

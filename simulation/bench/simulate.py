@@ -35,7 +35,7 @@ from simulation.bench.row import Row, less_is_better
 HELD_OUT = 16
 PEER_RANK = 2  # LoRA of rank 2 on q and v has as many numbers as our cores of rank 8 on all seven modules: 1,792
 OUR_RANK = 8
-TOGETHER = 16  # people whose step is one pass through the model
+TOGETHER = 64  # people whose step is one pass through the model
 LEARNING_RATE = 1.0
 FLOWER = ("Flower 1.41 simulation (Ray), FedAvg", Peer("flower_fedavg.py", OURS))
 PFL = ("pfl-research 0.6 (torch), FedAvg", Peer("pfl_fedavg.py", "pfl"))

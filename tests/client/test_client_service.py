@@ -22,7 +22,7 @@ import pytest
 import client.deliveries
 from client.deliveries import Deliveries
 from client.listener import RELAY_PREAMBLE, RelaySocket
-from client.service import KEPT_JOBS, AgentService, Pace, Worker
+from client.service import KEPT_JOBS, AgentService, Lazy, Pace, Worker
 from privacy.canonical import sha256_hex
 from privacy.errors import ConfideError
 from privacy.secagg.device import SumDevice
@@ -62,6 +62,32 @@ def test_a_device_says_what_it_holds_under_its_signature_and_keeps_what_is_signe
         assert isinstance(hello, Hello) and (hello.device_id, hello.held) == ("d01", held)
         hello.verify(crew.keys["d01"].public_key(), 9, "3" * 64)
         assert told(crew, 1, crew.delivery) == Received("d01", digest_of(crew.items))
+
+
+def test_where_one_call_comes_after_the_other_the_same_delivery_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each device still says what it got; and what came in between, or was refused, is not taken for it."""
+    crew = Crew(tmp_path)
+    crew.service = AgentService(list(crew.devices.values()), crew.deliveries, Lazy())
+    taken: list[tuple[bytes, ...]] = []
+    take = crew.deliveries.take
+
+    def noted(items: tuple[bytes, ...]) -> None:
+        taken.append(tuple(items))
+        take(items)
+
+    monkeypatch.setattr(crew.deliveries, "take", noted)
+    basis, start = crew.items
+    broken = Delivery((basis[:-1],)).encode()
+    ready(crew)
+    assert taken == [crew.items]
+    assert [crew.service.reply(place, 9, broken) for place in (0, 1)] == [b"", b""], "refused, each time"
+    assert len(taken) == 3
+    assert told(crew, 0, Delivery((start,)).encode()) == Received("d00", digest_of((start,)))
+    assert told(crew, 0, crew.delivery) == Received("d00", digest_of(crew.items))
+    assert taken[3:] == [(start,), crew.items]
+    crew.close()
 
 
 @pytest.mark.parametrize("place", [-1, 3, 2**32 - 1])

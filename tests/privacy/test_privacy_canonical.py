@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.canonical import canonical_json, exact_fields, is_digest, is_name, parse_canonical, sha256_hex
+from privacy.canonical import (
+    MAX_DEPTH,
+    _canonical,
+    canonical_json,
+    exact_fields,
+    is_digest,
+    is_name,
+    parse_canonical,
+    sha256_hex,
+)
 from privacy.errors import BudgetExhausted, ConfideError, PolicyRefused, SignatureInvalid, WireError
 
 SAFE = st.integers(-(2**53) + 1, 2**53 - 1)
@@ -28,6 +37,43 @@ def test_round_trip(value: Any) -> None:
     data = canonical_json(value)
     assert parse_canonical(data) == value
     assert json.loads(data) == value
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.text("az,:[]0", max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(0, 3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(ANYTHING)
+def test_the_encoder_in_c_writes_and_refuses_what_the_definition_does(value: Any) -> None:
+    """Numbers and keys that have no exact form, keys and texts in any script, lone surrogates."""
+    try:
+        wanted: bytes | None = _canonical(value, 0).encode()
+    except WireError:
+        wanted = None
+    if wanted is None:
+        with pytest.raises(WireError):
+            canonical_json(value)
+    else:
+        assert canonical_json(value) == wanted
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda items: {"a": items[0]} if items else {}])
+@pytest.mark.parametrize("leaf", [[], [1]])
+def test_the_encoder_in_c_nests_as_deep_as_the_definition(kind: Any, leaf: list[int]) -> None:
+    value, depth = kind(leaf), int(bool(leaf))
+    while depth < MAX_DEPTH:
+        assert canonical_json(value) == _canonical(value, 0).encode()
+        value, depth = kind([value]), depth + 1
+    canonical_json(value)
+    with pytest.raises(WireError):
+        canonical_json(kind([value]))
 
 
 @given(VALUES)

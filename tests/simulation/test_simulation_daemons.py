@@ -102,6 +102,10 @@ def sockets_in(temporary: Path) -> list[str]:
     return [path.name for path in temporary.glob("confide-*")]
 
 
+def children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
 def test_ctrl_c_ends_everything(start: Callable[..., Command], temporary: Path) -> None:
     command = start()
     command.wait_for(command.flower_is_up)
@@ -118,8 +122,8 @@ def test_a_run_that_fails_ends_everything(start: Callable[..., Command], tempora
     """A host dies in the middle: as if there were no memory left."""
     command = start()
     command.wait_for(command.flower_is_up)
-    children = Path(f"/proc/{command.process.pid}/task/{command.process.pid}/children").read_text().split()
-    (host,) = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    (origin,) = [c for c in children(command.process.pid) if b"forkserver" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    (host,) = children(int(origin))
     os.kill(int(host), signal.SIGKILL)
     assert command.process.wait(STARTING_S) != 0
     assert "Traceback" not in command.said()
