@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from client import relay_user
 from client.agent_home import AgentHome
@@ -94,7 +95,9 @@ class Kept:
         place: RelayPlace | None = None,
     ) -> None:
         self._command, self._environment, self._log = command, dict(environment), log
-        self._as = {"user": place.user, "group": place.group, "extra_groups": []} if place is not None else {}
+        self._as: dict[str, Any] = (
+            {"user": place.user, "group": place.group, "extra_groups": []} if place is not None else {}
+        )
         self._folder = place.folder if place is not None else log.parent
         self._ended, self._why, self._said = threading.Event(), why, ""
         self.process: subprocess.Popen[bytes] | None = None

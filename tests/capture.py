@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -28,7 +29,7 @@ PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_MR_PROMISC = 1, 6, 1
 HANDSHAKE, DATA = 22, 23
 SERVER_HELLO, FINISHED, KEY_UPDATE = 2, 20, 24
 RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")  # RFC 8446, 4.1.3
-SUITES = {
+SUITES: dict[int, tuple[Any, int, HashAlgorithm]] = {
     0x1301: (AESGCM, 16, hashes.SHA256()),
     0x1302: (AESGCM, 32, hashes.SHA384()),
     0x1303: (ChaCha20Poly1305, 32, hashes.SHA256()),

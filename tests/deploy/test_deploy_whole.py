@@ -197,7 +197,7 @@ def test_three_rounds_with_personas_came_to_a_release_that_a_device_verifies(see
     assert told["rounds"] == ROUNDS and "global" in told["adapters"] and told["private"]
     assert set(told["personas"]) == {name for name in told["adapters"] if name.startswith("persona-")}
 
-    words = ["adopt", tmp_path / "release", "--signer", federation.home(VAULT).policy.release_signer]
+    words: list[str | Path] = ["adopt", tmp_path / "release", "--signer", federation.home(VAULT).policy.release_signer]
     adopted = federation.of_device(VAULT, *words, "--model", federation.model)
     assert set(adopted["nats"]) == {"old", "new"} and adopted["documents"] >= 1
     changed = tmp_path / "changed"

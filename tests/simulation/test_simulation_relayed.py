@@ -46,7 +46,7 @@ def test_a_host_started_again_is_told_what_the_dead_one_had_taken(tmp_path: Path
         for place in (3, 0, 2, 3):
             reply(place, 9, word(attempt))
     again = Agents()
-    assert remembered(again.reply, tmp_path / "0", again=True)
+    remembered(again.reply, tmp_path / "0", again=True)
     parcels = [(0, parcel(i)) for i in (1, 2, 3)]
     assert again.heard == [*parcels, (3, word(1)), (0, word(1))], "each once, of the newest query, not who refused"
 
