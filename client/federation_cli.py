@@ -136,20 +136,14 @@ def leave(
 def walled_off(home: AgentHome, name: str) -> tuple[str | None, str]:
     """Give the relay a user of its own where this is root; return its name, None for the person's, and a line of it.
 
-    Without a `name` the usual one is taken for a vault, and none for a trial without; what then cannot be done is said,
-    and no error. Raises ConfigError where a named user cannot be had.
+    Raises ConfigError where a named user cannot be had.
     """
-    from client.relay_user import NONE, USER, set_up
+    from client.relay_user import NONE, set_up
 
-    if name == NONE or (not name and not home.has_vault):
+    if name in ("", NONE):  # no default until a SuperNode was seen to run so, end to end
         return None, "Its relay runs under your own user."
-    try:
-        set_up(home, name or USER)
-    except ConfigError as error:
-        if name:
-            raise
-        return None, f"Its relay runs under your own user: {error}."
-    return name or USER, f"Its relay runs as {name or USER}, who can open nothing of yours."
+    set_up(home, name)
+    return name, f"Its relay runs as {name}, who can open nothing of yours."
 
 
 def compared(federation: str, number: str, typed: str) -> None:
