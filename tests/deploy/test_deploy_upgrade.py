@@ -38,7 +38,7 @@ def newer_confide(folder: Path) -> Path:
         shutil.copy(ROOT / name, folder)
     project = (ROOT / "pyproject.toml").read_text()
     (folder / "pyproject.toml").write_text(project.replace('\nversion = "', '\nversion = "99.', 1))
-    with (folder / "server" / "rounds.py").open("a") as source:
+    with (folder / "server" / "app.py").open("a") as source:
         source.write('\n\nraise RuntimeError("the code of a newer bundle ran")\n')
     return folder
 
