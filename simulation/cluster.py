@@ -1,27 +1,30 @@
 """Hosts on the nodes of a Ray cluster: agents and their people on every machine, calls and frames over Ray.
 
     this process  --calls-->  host w: an actor on node w modulo N, with the people w, w + W, w + 2 W, ...
-    a relay of Flower on any node  --Unix socket-->  its node's host, or a door that passes frames to another node's
+    a relay of Flower on any node  --Unix socket-->  its node's door  --frames over Ray-->  host w
 
 The relay knows nothing of it: on each node it finds a socket of every host in the one folder where it looks. A host
 reads model and basis and writes ledgers in the same places as this process does: the machines share a file system. An
-actor that dies, or whose node does, is started again on a node that is there.
+actor that dies is started again by Ray, on another node where its own is gone: a host then accepts and trains again
+what it had accepted (`simulation.relayed`), and a door repeats the frame that it was passing on.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from privacy.errors import ConfideError, ConfigError
-from simulation.host import Call, Host, HostSettings, Pool
+from simulation.host import MOST_RESTARTS, Call, Host, HostSettings, Pool
 from simulation.quiet import quiet_libraries
 
 THREADS = 8  # of an actor: its work is under one lock, what relays ask is not
 KNOCK_S = 5.0
+DYING = {"max_restarts": MOST_RESTARTS, "max_task_retries": MOST_RESTARTS}  # Ray's options of an actor
 ROOT = Path(__file__).parent.parent
 
 
@@ -31,21 +34,25 @@ class HostActor:
     def __init__(self, settings: HostSettings) -> None:
         os.environ.update({"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"})
         quiet_libraries()
-        self._host = Host(settings)
+        self._host, self._listens, self._once = Host(settings), False, threading.Lock()
 
     def call(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
         """Return ("ok", result) of one call, or ("error", line)."""
         return self._host.call(method, arguments)
 
-    def listen(self) -> tuple[str, Any]:
-        """Answer the relays of this node on a socket where they look for it."""
-        from client.app import default_folder
-
-        return self._host.call("listen", (str(default_folder()),))
+    def listen(self, again: bool = False) -> tuple[str, Any]:
+        """Answer frames from now on; `again` in place of an actor that died."""
+        with self._once:
+            if self._listens:
+                return "ok", None
+            state, line = self._host.call("listen", ("", again))
+            self._listens = state == "ok"
+            return state, line
 
     def relayed(self, place: int, node_id: int, frame: bytes) -> bytes:
-        """Return the answer to a frame that came through another node's door."""
-        return cast("bytes", self._host.work.relayed(place, node_id, frame))
+        """Return the answer to a frame that came through a door; nothing where this host cannot begin."""
+        state, _ = self.listen(again=True)
+        return cast("bytes", self._host.work.relayed(place, node_id, frame)) if state == "ok" else b""
 
     def process(self) -> int:
         """Return the number of the process that this actor is."""
@@ -53,9 +60,9 @@ class HostActor:
 
 
 class Door:
-    """One node's sockets for the hosts of other nodes: what comes is passed on, and so is the answer."""
+    """One node's sockets, one for each host: what comes is passed on, and so is the answer."""
 
-    def __init__(self, hosts: dict[int, Any]) -> None:
+    def __init__(self, hosts: Sequence[Any]) -> None:
         from client.app import default_folder
         from client.listener import RelaySocket
 
@@ -64,7 +71,7 @@ class Door:
 
             return lambda place, node_id, frame: ray.get(host.relayed.remote(place, node_id, frame))
 
-        self._sockets = [RelaySocket(default_folder() / f"{w}.sock", passed_to(host)) for w, host in hosts.items()]
+        self._sockets = [RelaySocket(default_folder() / f"{w}.sock", passed_to(host)) for w, host in enumerate(hosts)]
 
     def open(self) -> int:
         """Return how many hosts can be reached through this door."""
@@ -104,21 +111,21 @@ class ClusterPool(Pool):
         for state, line in ray.get([actor.listen.remote() for actor in self._actors]):
             if state != "ok":
                 raise ConfideError(line)
-        homes = self.nodes()
         for node in self._nodes:
-            others = {w: actor for w, actor in enumerate(self._actors) if homes[w] != node}
-            door = ray.remote(Door).options(num_cpus=0, max_concurrency=THREADS, **_on(node)).remote(others)
-            self._doors.append(door)
+            options = {"num_cpus": 0, "max_concurrency": THREADS, **_on(node), **DYING}
+            self._doors.append(ray.remote(Door).options(**options).remote(self._actors))
         ray.get([door.open.remote() for door in self._doors])
 
     def _actor(self, w: int) -> Any:
         import ray
 
-        options = {"num_cpus": 0, "max_concurrency": THREADS, **_on(self._nodes[w % len(self._nodes)])}
+        home = _on(self._nodes[w % len(self._nodes)], or_elsewhere=True)
+        options = {"num_cpus": 0, "max_concurrency": THREADS, **home, **DYING}
         return ray.remote(HostActor).options(**options).remote(self._settings[w])
 
     def _send(self, w: int, call: Call) -> None:
-        self._answers[w] = self._actors[w].call.remote(*call)
+        # Not repeated by Ray: what a host held in memory is gone, and `Pool` brings it back first.
+        self._answers[w] = self._actors[w].call.options(max_task_retries=0).remote(*call)
 
     def _arrived(self, waiting: Collection[int]) -> list[int]:
         import ray
@@ -137,10 +144,7 @@ class ClusterPool(Pool):
         return state, result
 
     def _renew(self, w: int) -> None:
-        there = node_ids()
-        if not set(self._nodes) <= set(there):
-            self._nodes = [node if node in there else there[i % len(there)] for i, node in enumerate(self._nodes)]
-        self._actors[w] = self._actor(w)
+        """Leave it to Ray, which starts the actor again by itself and keeps calls until it is there."""
 
     def __enter__(self) -> ClusterPool:
         return self
@@ -198,7 +202,7 @@ def processors(address: str) -> int:
     return max(1, int(sum(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])))
 
 
-def _on(node: str) -> dict[str, Any]:
+def _on(node: str, or_elsewhere: bool = False) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=or_elsewhere)}

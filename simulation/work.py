@@ -51,6 +51,7 @@ from simulation.kept import Kept
 from simulation.observed import ObservedLearner
 from simulation.public_tables import tables_of
 from simulation.record_level import record_noise, shared_charge
+from simulation.relayed import remembered
 from simulation.retrieval_score import Ranked, ranked
 from simulation.run_folder import DeviceKeys
 from simulation.scorecard.lent import CardSettings, Learned, Loan
@@ -177,13 +178,14 @@ class HostWork:
         """Drop what earlier rounds left in memory: their answers are on the disk."""
         self._service.forget_jobs()
 
-    def listen(self, folder: str) -> None:
-        """Answer relays on this host's socket in `folder` from now on; training goes on in a thread of its own."""
+    def listen(self, folder: str, again: bool = False) -> None:
+        """Answer relays, on a socket in `folder` if one is named; `again`: as a host that died was."""
         self.devices.most = None  # relays come in threads of their own: none may find its device closed by another
         deliveries = Deliveries(self._policy, self._basis)
         service = AgentService(Places(self.devices), deliveries, Worker(self.lock), Pace(patience_s=PATIENCE_S))
-        self.relayed = service.reply
-        self._socket = RelaySocket(Path(folder) / f"{self._number}.sock", service.reply)
+        self.relayed = remembered(service.reply, self.folder / "checkpoints" / "relayed" / str(self._number), again)
+        if folder:
+            self._socket = RelaySocket(Path(folder) / f"{self._number}.sock", self.relayed)
 
     def observe(self, user: str, number: int, slots: Vector) -> Vector | None:
         """Return what the device learned in round `number`, before clip and noise, in its slot of [slots x slot_dim].

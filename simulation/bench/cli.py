@@ -19,6 +19,10 @@ Rounds = Annotated[int, typer.Option(help="Rounds.", min=1)]
 Documents = Annotated[int, typer.Option(help="Invented documents to search.", min=100)]
 Model = Annotated[str, typer.Option(help="Name, folder or hub id of the base model.")]
 
+TrainDocuments = Annotated[int, typer.Option(help="Documents to train on.", min=8)]
+TestDocuments = Annotated[int, typer.Option(help="Documents of other people that are scored.", min=1, max=16)]
+Epochs = Annotated[int, typer.Option(help="Passes over the documents.", min=1)]
+
 
 @bench.callback()
 def group() -> None:
@@ -32,10 +36,14 @@ def everything(
     devices: Devices = 1000,
     documents: Documents = 10_000,
     model: Model = "smollm2-135m",
+    train_documents: TrainDocuments = 64,
+    test_documents: TestDocuments = 16,
+    epochs: Epochs = 3,
     only: Annotated[
         str | None,
-        typer.Option(help="Comma-separated parts: start, message, generate, retrieve, secagg, train, simulate."),
+        typer.Option(help="Comma-separated parts: start, message, generate, retrieve, secagg, train, dp, simulate."),
     ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the rows so far, written after each part.")] = None,
     as_json: Json = False,
 ) -> None:
     """Every row beside its peer and its limit, in one run; half an hour, and what a peer needs is fetched once."""
@@ -45,8 +53,8 @@ def everything(
     names = [name.strip() for name in only.split(",")] if only is not None else list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         raise ConfigError(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    sizes = BenchSizes(people=people, rounds=rounds, devices=devices, documents=documents, model=model)
-    _run(names, sizes, as_json)
+    sizes = BenchSizes(devices, people, rounds, documents, train_documents, test_documents, epochs, model=model)
+    _run(names, sizes, as_json, out)
 
 
 @bench.command()
@@ -61,16 +69,20 @@ def secagg(devices: Devices = 1000, as_json: Json = False) -> None:
 def train(
     people: Annotated[str, typer.Option(help="chitchat, or a JSONL file of people.")] = "chitchat",
     model: Model = "smollm2-135m",
-    documents: Annotated[int, typer.Option(help="Documents to train on.", min=8)] = 64,
-    epochs: Annotated[int, typer.Option(help="Passes over them.", min=1)] = 3,
+    documents: TrainDocuments = 64,
+    test_documents: TestDocuments = 16,
+    epochs: Epochs = 3,
     rank: Annotated[int, typer.Option(help="Rank of our cores.", min=1)] = 16,
     as_json: Json = False,
 ) -> None:
     """Training tokens a second, seconds to equal quality and the cost of record-level privacy, against stock PEFT."""
     from simulation.bench.suite import BenchSizes
 
-    sizes = BenchSizes(train_people=people, model=model, train_documents=documents, epochs=epochs, rank=rank)
-    _run(["train"], sizes, as_json)
+    sizes = BenchSizes(
+        train_people=people, model=model, train_documents=documents, test_documents=test_documents, epochs=epochs,
+        rank=rank,
+    )  # fmt: skip
+    _run(["train", "dp"], sizes, as_json)
 
 
 @bench.command()
@@ -121,15 +133,21 @@ def face(
         )
 
 
-def _run(names: list[str], sizes: BenchSizes, as_json: bool) -> None:
+def _run(names: list[str], sizes: BenchSizes, as_json: bool, out: Path | None = None) -> None:
     """Run parts and write their rows, as JSON or as a line each; raises ConfideError where none could be run."""
     from privacy.errors import ConfideError
+    from privacy.files import write_atomic
     from simulation.bench.suite import run_parts
     from simulation.progress import Progress
     from simulation.quiet import quiet_libraries
 
     quiet_libraries()
-    found = run_parts(names, sizes, Progress(quiet=as_json))
+
+    def kept(so_far: Bench) -> None:
+        if out is not None:
+            write_atomic(out, json.dumps(so_far).encode())
+
+    found = run_parts(names, sizes, Progress(quiet=as_json), done=kept)
     if not found["rows"]:
         raise ConfideError(f"nothing could be run: {found['not_run'][0]}")
     if as_json:

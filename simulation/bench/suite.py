@@ -42,6 +42,7 @@ class BenchSizes:
     rounds: int = 5
     documents: int = 10_000
     train_documents: int = 64
+    test_documents: int = 16
     epochs: int = 3
     dp_documents: int = 8
     rank: int = 16
@@ -49,11 +50,14 @@ class BenchSizes:
     train_people: str = "chitchat"
 
 
+Done = Callable[[Bench], None]
 Parts = dict[str, Callable[[BenchSizes, "Limits", Missing], list[Row]]]
 
 
-def run_parts(names: list[str], sizes: BenchSizes, progress: Progress, parts: Parts | None = None) -> Bench:
-    """Return the rows of the named parts, in order; `parts` None for `PARTS`."""
+def run_parts(
+    names: list[str], sizes: BenchSizes, progress: Progress, parts: Parts | None = None, done: Done = lambda _: None
+) -> Bench:
+    """Return the rows of the named parts, in order; `parts` None for `PARTS`. `done` gets all so far after each."""
     from simulation.bench.limits import machine_limits
 
     progress.note("the machine's limits")
@@ -64,7 +68,8 @@ def run_parts(names: list[str], sizes: BenchSizes, progress: Progress, parts: Pa
             rows += (parts or PARTS)[name](sizes, limits, not_run.append)
         except (ConfideError, MemoryError) as error:
             not_run.append(f"{name}: {error}")
-    return Bench(rows=rows, limits=limits.as_json(), machine=machine(), not_run=not_run)
+        done(found := Bench(rows=rows, limits=limits.as_json(), machine=machine(), not_run=not_run))
+    return found
 
 
 def machine() -> str:
@@ -140,14 +145,20 @@ def secagg(sizes: BenchSizes, _limits: Limits, _missing: Missing) -> list[Row]:
     return secagg_rows(template, Sizes(large_invited=sizes.devices, large_dropped=sizes.devices // 5))
 
 
-def train(sizes: BenchSizes, _limits: Limits, _missing: Missing) -> list[Row]:
-    """Return `train.step` and `train.to_gain`, against float32 and bfloat16, and `train.dp`."""
-    from simulation.bench.record_dp import dp_row
+def train(sizes: BenchSizes, _limits: Limits, missing: Missing) -> list[Row]:
+    """Return `train.step` and `train.to_gain`, against float32 and bfloat16."""
     from simulation.bench.train import train_rows
 
     path, basis, layers, history, test = _training(sizes)
-    rows = train_rows(path, basis, history, test, layers, sizes.epochs)
-    return [*rows, dp_row(path, basis, history[: sizes.dp_documents], layers)]
+    return train_rows(path, basis, history, test, layers, sizes.epochs, missing)
+
+
+def record_dp(sizes: BenchSizes, _limits: Limits, _missing: Missing) -> list[Row]:
+    """Return `train.dp`."""
+    from simulation.bench.record_dp import dp_row
+
+    path, basis, layers, history, _ = _training(sizes)
+    return [dp_row(path, basis, history[: sizes.dp_documents], layers)]
 
 
 def _training(sizes: BenchSizes) -> tuple[Path, Any, int, Any, Any]:
@@ -164,7 +175,7 @@ def _training(sizes: BenchSizes) -> tuple[Path, Any, int, Any, Any]:
     model = LanguageModel.load(path, top_layers=adapter.layers)
     everyone = load_people(sizes.train_people, 200).people
     history = [d for i in range(4) for p in everyone[16:] for d in p.history[i : i + 1]][: sizes.train_documents]
-    test = [p.test[0] for p in everyone[:16] if p.test]
+    test = [p.test[0] for p in everyone[:16] if p.test][: sizes.test_documents]
     encoded = [[e for e in (model.encode(d, 256) for d in part) if e.own_tokens] for part in (history, test)]
     return path, basis, adapter.layers, encoded[0], encoded[1]
 
@@ -176,5 +187,6 @@ PARTS: Parts = {
     "retrieve": retrieve,
     "secagg": secagg,
     "train": train,
+    "dp": record_dp,
     "simulate": simulate,
 }

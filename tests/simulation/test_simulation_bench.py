@@ -11,7 +11,7 @@ from client.model import LanguageModel
 from simulation.bench.face import FaceRow, FaceSizes, model_rows, served_rows
 from simulation.bench.row import Row
 from simulation.bench.secagg import Sizes, secagg_rows
-from simulation.bench.train import train_rows
+from simulation.bench.train import seconds_to, to_gain, train_rows
 from tests.privacy.secagg_cohort import masked_query
 
 
@@ -19,12 +19,23 @@ def test_both_sides_train_and_both_rows_are_ratios_of_what_was_measured(tiny_mod
     model = LanguageModel.load(tiny_model_dir, top_layers=2)
     texts = own_samples(model, 6, 24, seed=0)
     basis = whitened_basis(model, texts, BasisSettings(rank=2))
-    rows = train_rows(tiny_model_dir, basis, texts[:4], texts[4:], layers=2, epochs=2)
-    assert [row["work"] for row in rows] == ["train.step", "train.to_gain", "train.step.bf16", "train.to_gain.bf16"]
-    assert all(set(row) == set(Row.__annotations__) for row in rows)
-    step, to_gain = rows[:2]
-    assert step["ratio"] > 0 and abs(step["ratio"] - step["ours"] / step["peer"]) < 1e-6 * step["ratio"]
-    assert to_gain["peer"] >= 0 and to_gain["ours"] >= 0
+    missing: list[str] = []
+    rows = {row["work"]: row for row in train_rows(tiny_model_dir, basis, texts[:4], texts[4:], 2, 2, missing.append)}
+    assert all(set(row) == set(Row.__annotations__) for row in rows.values())
+    for kind in ("", ".bf16"):
+        step = rows[f"train.step{kind}"]
+        assert step["ratio"] > 0 and abs(step["ratio"] - step["ours"] / step["peer"]) < 1e-6 * step["ratio"]
+        assert (f"train.to_gain{kind}" in rows) != any(f"train.to_gain{kind}: not run" in line for line in missing)
+
+
+def test_the_gain_that_both_reach_is_the_one_that_counts() -> None:
+    """The peer stops at 5 percent; ours was there in the middle between two looks."""
+    ours, peer = [(0.0, 1.0), (2.0, 1.02), (4.0, 0.88)], [(0.0, 1.0), (10.0, 0.95), (20.0, 0.97)]
+    row = to_gain("w", ours, "p", peer)
+    assert row["unit"] == "CPU seconds to 5.0 % under base" and row["peer"] == 10.0
+    assert abs(row["ours"] - 3.0) < 1e-9 and abs(row["ratio"] - 10 / 3) < 1e-9
+    assert "8.0 %" in to_gain("w", ours, "p", [(0.0, 1.0), (10.0, 0.5)])["unit"], "no more than that is asked for"
+    assert seconds_to(0.97, peer) == 6.0
 
 
 def test_rows_of_the_private_sum_are_ratios_of_what_was_measured() -> None:

@@ -132,6 +132,35 @@ def test_flower_on_two_nodes_releases_what_one_process_does_with_a_relay_killed(
     assert killed and released(tmp_path / "flower") == alone
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["fit", "answer"])
+def test_flower_on_two_nodes_runs_the_people_of_a_killed_host_again(
+    run: Any, cluster: str, alone: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Killed as training begins, or with some answers given: the others' are of the same release, and all take part."""
+    pools, killed = list[ClusterPool](), list[int]()
+    pattern = {"fit": ("stage", 0), "answer": ("answered", 3)}[stage]
+    shown, seen = simulation.flower._show, list[str]()
+
+    def show(event: str, line: dict[str, Any], watch: Any) -> None:
+        shown(event, line, watch)
+        seen.append(event)
+        if not killed and event == pattern[0] and seen.count(event) >= pattern[1]:
+            killed.append(watch.pool.processes()[1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(simulation.flower, "_show", show)
+    config = run.config(*ONE_ROUND, f'cluster="{cluster}"', "workers=4", "engine=flower")
+
+    def opened(settings: Sequence[HostSettings]) -> ClusterPool:
+        pools.append(ClusterPool(settings, cluster))
+        return pools[-1]
+
+    report = simulate(config, tmp_path / "flower", Progress(quiet=True), replay=run.key, open_hosts=opened)
+    assert killed and released(tmp_path / "flower") == alone
+    assert [row["survivors"] for row in report["rounds"]] == [18], "nobody dropped out"
+
+
 def test_no_cluster_is_said_in_one_line(run: Any, tmp_path: Path) -> None:
     config = load_config(None, run.settings(*ONE_ROUND, 'cluster="127.0.0.1:1"', "workers=2"))
     with pytest.raises(ConfigError, match="no Ray cluster at 127"):
