@@ -30,6 +30,7 @@ from deploy.load.fleet import Fleet
 from deploy.local.federation import free_ports, listens
 from server.certificates import new_authority
 from server.folder import OperatorFolder
+from server.superlink import SuperLink
 from tests.federation_by_command import until
 
 DEPLOY = Path(confide.__file__).parent / "deploy"
@@ -145,6 +146,16 @@ def test_nginx_lets_operators_in_by_certificate_and_devices_to_the_fleet_alone(
         assert posted(fleet, "/v1/fleet/pull-messages", authority)[0] == 401, "the SuperLink answers: who asks?"
         with pytest.raises(ssl.SSLCertVerificationError):
             posted(fleet, "/v1/fleet/pull-messages", ours)
+
+
+@pytest.mark.slow
+def test_a_registration_that_was_cut_off_is_taken_up_again(served: tuple[OperatorFolder, Crew, Path]) -> None:
+    link = SuperLink(served[0])
+    before = link.nodes()
+    assert len(set(before.values())) == 4
+    (link.folder / "nodes.json").write_text(json.dumps(dict(list(before.items())[:1])))
+    link.register_all()
+    assert link.nodes() == before, "a key that is registered keeps its number"
 
 
 @pytest.mark.slow

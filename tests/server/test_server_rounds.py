@@ -330,6 +330,20 @@ def test_one_device_that_refuses_where_the_others_are_silent_does_not_end_the_ca
     assert len(played.notes.reasons) == 1 and played.sums[0].query.attempt == 1
 
 
+@pytest.mark.parametrize("action", ["fit", "answer"])
+def test_an_attempt_that_devices_know_and_a_restored_server_does_not_is_lost(tmp_path: Path, action: str) -> None:
+    stale = set[str]()
+
+    def change(at: str, device: str, frame: bytes) -> Sequence[tuple[str, bytes]]:
+        if at == action and device not in stale:
+            stale.add(device)
+            frame = Refusal(decode_query_hash(frame), device, RefusalCode.STALE).encode()
+        return [(device, frame)]
+
+    played = Played(tmp_path, "ideal", change)
+    assert len(played.notes.reasons) == 1 and played.sums[0].query.attempt == 1
+
+
 @pytest.mark.parametrize(("transport", "at"), [("ideal", "answer"), ("masked", "shares"), ("masked", "unmask")])
 def test_with_too_few_the_attempt_is_lost_and_another_one_follows(tmp_path: Path, transport: str, at: str) -> None:
     lost = [2]
