@@ -1,10 +1,13 @@
 """A choice among several ways on, by likelihood: a label among all labels, the answer that a person would rather have.
 
-    chosen = argmin_c nats(c | memories, question) / tokens(c)
+    chosen = argmin_c (nats(c | memories, question) - nats(c | no question)) / tokens(c)
 
-Length counts for nothing, as in the forced choices of `simulation.scorecard.probes`; a candidate that is likelier
-before any question has an advantage in every arm alike. What to choose from are a document's own `alternatives`, else
-the labels that people give, the commonest `MOST_LABELS` of them and those of the document itself.
+Length counts for nothing, as in the forced choices of `simulation.scorecard.probes`. What a candidate costs where
+nothing was asked is taken off, by `global` without memories and so alike in every arm: a small model prefers a word to
+an answer (Holtzman et al. 2021, "Surface form competition", arXiv:2104.08315; Zhao et al. 2021, "Calibrate before use",
+arXiv:2102.09690, whose "N/A" is the question that asks nothing). What a person chooses often is not taken off. What to
+choose from are a document's own `alternatives`, else the labels that people give, the commonest `MOST_LABELS` of them
+and those of the document itself.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ Values = dict[str, dict[str, dict[str, float]]]  # measure -> arm -> person -> v
 Choices = Mapping[str, Mapping[str, Sequence["Choice"]]]  # person -> arm
 MOST_LABELS = 20
 ACCURACY, F1, PRECISION, RECALL = "right choice", "F1 of the labels", "precision of the labels", "recall of the labels"
-_CANDIDATE = "/candidate/"
+_CANDIDATE, _UNASKED = "/candidate/", "unasked/"
+NOTHING_ASKED = "N/A\n"
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,21 @@ def candidate_documents(documents: Sequence[Document], labels: Sequence[str]) ->
     return tuple(found)
 
 
-def choices(rows: Rows, documents: Sequence[Document], labels: Sequence[str]) -> list[Choice]:
-    """Return what an arm's rows of `candidate_documents` choose for each document; equals go to the first."""
+def unasked_documents(among: Sequence[Document]) -> tuple[Document, ...]:
+    """Return one document for each different candidate of `candidate_documents`, behind what asks nothing."""
+    texts = sorted({document.own_text for document in among})
+    return tuple(
+        Document(f"{_UNASKED}{text}", (Span(NOTHING_ASKED, own=False), Span(text, own=True)), "test", number)
+        for number, text in enumerate(texts)
+    )
+
+
+def choices(rows: Rows, documents: Sequence[Document], labels: Sequence[str], unasked: Rows = ()) -> list[Choice]:
+    """Return what an arm's rows of `candidate_documents` choose for each document; equals go to the first.
+
+    `unasked` are the rows of `unasked_documents`; without one of them nothing is taken off its candidate.
+    """
+    before = {name.removeprefix(_UNASKED): nats / max(1, tokens) for name, nats, tokens in unasked}
     costs: dict[str, dict[int, float]] = {}
     for name, nats, tokens in rows:
         asked, mark, number = name.rpartition(_CANDIDATE)
@@ -68,7 +85,8 @@ def choices(rows: Rows, documents: Sequence[Document], labels: Sequence[str]) ->
         some, cost = candidates(document, labels), costs.get(document.id, {})
         if len(cost) != len(some):
             continue  # too long to be read with all its candidates
-        best = min(sorted(cost), key=lambda place: cost[place])
+        told = [cost[place] - before.get(text, 0.0) for place, text in enumerate(some)]
+        best = told.index(min(told))
         found.append(Choice(document.own_text.strip(), some[best], len(some)))
     return found
 

@@ -42,7 +42,7 @@ from simulation.scorecard.arms import (
     WRONG,
     Arm,
 )
-from simulation.scorecard.choice import Choice, candidate_documents, choices
+from simulation.scorecard.choice import Choice, candidate_documents, choices, unasked_documents
 from simulation.scorecard.lent import CardSettings, Learned, Loan, Tensors
 from simulation.scorecard.memories import Memories
 from simulation.scorecard.reader import Reader, Rows, Written
@@ -160,6 +160,7 @@ def score_for_card(
     extra = [BY_NAME[card.chosen]] if CHOSEN in arms else []
     is_choice = task_named(settings.task).kind == CHOICE
     among = candidate_documents(test, loan.labels) if is_choice else ()
+    unasked = reader.score(BY_NAME["global"], unasked_documents(among), None, "") if among else []
     for arm in {a.name: a for a in (*here, *extra)}.values():
         found = memories.get(arm.memories)
         card.rows[arm.name] = reader.score(arm, test, found, advice)
@@ -168,7 +169,7 @@ def score_for_card(
             card.probes[arm.name] = _probed(work, reader, arm, loan, found, advice)
         if among:
             rows = reader.score(arm, among, found, advice)
-            card.choices[arm.name] = choices(rows, test, loan.labels)
+            card.choices[arm.name] = choices(rows, test, loan.labels, unasked)
         if arm.name in loan.write_with:
             card.written[arm.name] = reader.write(arm, test, found, advice)
     for number in COLD if settings.cold_start and COLD_ARM in card.rows else ():

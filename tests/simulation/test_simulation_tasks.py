@@ -150,6 +150,18 @@ def test_the_likeliest_a_token_is_chosen() -> None:
     assert choice.choices(rows[:5], documents, ("a", "b", "c")) == chosen[:1], "one with a candidate unread is left out"
 
 
+def test_what_a_candidate_costs_where_nothing_is_asked_is_taken_off() -> None:
+    """By hand: "b" is the cheapest, but cheap before any question; "a" gains most by being asked."""
+    document = labelled("d0", "first", "a")
+    made = choice.candidate_documents([document], ("a", "b"))
+    unasked = choice.unasked_documents(made)
+    assert [d.own_text for d in unasked] == ["a", "b"] and all(d.text.startswith("N/A") for d in unasked)
+    rows = [(made[0].id, 4.0, 1), (made[1].id, 3.0, 1)]
+    alone = [(unasked[0].id, 6.0, 1), (unasked[1].id, 3.5, 1)]
+    assert choice.choices(rows, [document], ("a", "b"))[0].chosen == "b"
+    assert choice.choices(rows, [document], ("a", "b"), alone)[0].chosen == "a"
+
+
 def test_the_right_candidate_is_not_told_by_its_place_and_others_come_first() -> None:
     document = labelled("d", "which?", "m", "z", "a")
     assert choice.candidates(document, ("label",)) == ["a", "m", "z"]
