@@ -8,6 +8,7 @@ is made is nobody's on the machine.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -33,13 +34,14 @@ DEVICES, USER = 2, "confide-relay"
 STRANGER = 65534
 ASIDE = """
 set -e
+HOME_OF_ROOT=$(getent passwd 0 | cut -d: -f6)
 mount --make-rprivate /
 mkdir -p "$1/etc" "$1/python"
 [ -e "$1/etc/passwd" ] || cp -a /etc/. "$1/etc/"
 mount --bind "$1/etc" /etc
-case "$2" in /root/*)
+case "$2" in "$HOME_OF_ROOT"/*)
   mount --bind "$2" "$1/python"
-  mount -t tmpfs -o mode=755 none /root
+  mount -t tmpfs -o mode=755 none "$HOME_OF_ROOT"
   mkdir -p "$2"
   mount --bind "$1/python" "$2";;
 esac
@@ -209,7 +211,8 @@ def test_a_relay_that_could_not_start_is_refused_when_it_is_set_up(tmp_path: Pat
     try:
         with pytest.raises(ConfideError, match="root or the person"):
             made.enrol(1, relay_user="root")
-        if not Path("/root").stat().st_mode & 1 and sys.base_prefix.startswith("/root/"):
+        of_root = Path(pwd.getpwuid(0).pw_dir)
+        if not of_root.stat().st_mode & 1 and of_root in Path(sys.base_prefix).parents:
             with pytest.raises(ConfideError, match=r"cannot run .*install confide where every user can read it"):
                 made.enrol(2, relay_user="nobody")
     finally:

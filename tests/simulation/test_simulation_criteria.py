@@ -69,7 +69,9 @@ def test_only_history_decides_for_planted_people() -> None:
         written = " ".join(d.own_text for d in each.person.history)
         for pair in each.pairs:
             if pair.kind == planted_people.CORRECTED:
-                assert f"{pair.question}{pair.right} now, no longer{pair.wrong}." in written
+                new, old = pair.right.strip(), pair.wrong.strip()
+                sentences = [planted_people.corrected(f, pair.question, old, new) for f in planted_people.FORMS]
+                assert sum(sentence in written for sentence in sentences) == 1
                 assert f"{pair.question}{pair.wrong}." in written
                 right[pair.right] = right.get(pair.right, 0) + 1
         kinds = [pair.kind for pair in each.pairs]
