@@ -110,11 +110,17 @@ class Kept:
         end_left_over(self._log.with_suffix(".pid"), self._command[-1])
         while not self._ended.is_set():
             began, before = time.monotonic(), self._log.stat().st_size if self._log.exists() else 0
-            with self._log.open("ab") as log:
-                process = subprocess.Popen(
-                    self._command, env=self._environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=log, start_new_session=True, **self._as,
-                )  # fmt: skip
+            try:
+                with self._log.open("ab") as log:
+                    process = subprocess.Popen(
+                        self._command, env=self._environment, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log,
+                        stderr=log, start_new_session=True, **self._as,
+                    )  # fmt: skip
+            except OSError as error:  # no program there, or none that this user may run; it may come
+                self._say(f"{self._command[0]} cannot be started: {error.strerror}")
+                pause = min(2 * pause, AGAIN_S[1])
+                self._ended.wait(pause)
+                continue
             self.process, self.starts = process, self.starts + 1
             write_atomic(self._log.with_suffix(".pid"), str(process.pid).encode())
             looked = began
@@ -133,7 +139,9 @@ class Kept:
         """Say why it ended, once for each reason."""
         with self._log.open("rb") as log:
             log.seek(before)
-            line = meaning(log.read())
+            self._say(meaning(log.read()))
+
+    def _say(self, line: str) -> None:
         if line and line != self._said and not self._ended.is_set():
             self._said = line
             self._why(line)

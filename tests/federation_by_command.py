@@ -237,7 +237,7 @@ class Federation:
     def take_part(self, number: int, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Start a device's agent and SuperNode, as a service manager would."""
         home = self.home(number).folder
-        inside = before or self.network.inside(number) if self.network is not None else []
+        inside = before or (self.network.inside(number) if self.network is not None else [])
         command = [*inside, sys.executable, "-P", "-m", "client.take_part_alone", str(home)]
         more = {"CONFIDE_HOME": str(home)}
         if number in self.passphrases:

@@ -230,3 +230,25 @@ def test_a_device_with_a_vault_keeps_its_keys_there(tmp_path: Path, invitation: 
         assert not (home.folder / "device.key").exists() and not (home.folder / "noise.key").exists()
         assert set(json.loads((home.folder / "agent.json").read_text())) & {"person", "scrub", "dial"} == set()
         assert home.settings.device == "ann"
+
+
+def test_a_program_that_cannot_be_started_is_told_of_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None that may be run, as for a relay's user who cannot read this Python: no thread ends, and it may come yet."""
+    monkeypatch.setattr("client.take_part.AGAIN_S", (0.02, 0.05))
+    program = tmp_path / "program"
+    told: list[str] = []
+    program.write_text("#!/bin/sh\necho there; sleep 600\n")
+    kept = Kept([str(program)], dict(os.environ), tmp_path / "it.log", told.append)
+    try:
+        time.sleep(0.5)
+        assert kept.starts == 0 and told == [f"{program} cannot be started: Permission denied"]
+        program.chmod(0o755)
+        end = time.monotonic() + 60.0
+        while not (tmp_path / "it.log").read_bytes().startswith(b"there"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert len(told) == 1
+    finally:
+        kept.stop()
