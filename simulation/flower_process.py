@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 
 from flwr.simulation import run_simulation
@@ -18,19 +19,27 @@ from server.app import app as server_app
 
 
 def main(nodes: int, cluster: str = "") -> None:
-    """Run our ServerApp and relay on `nodes` virtual nodes of Flower, its relays on a Ray of its own or a `cluster`."""
-    here = {"num_cpus": RELAYS, "include_dashboard": False}
+    """Run our ServerApp and relay on `nodes` virtual nodes of Flower, its relays on a Ray of its own or a `cluster`.
+
+    Where Flower fails the process ends at once: the thread of its ServerApp would wait for devices for ever.
+    """
+    here = {"address": "local", "num_cpus": RELAYS, "include_dashboard": False}  # never somebody else's Ray
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    run_simulation(
-        server_app=server_app,
-        client_app=client_app,
-        num_supernodes=nodes,
-        backend_config={
-            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0, **DYING},
-            "init_args": {**({"address": cluster} if cluster else here), "log_to_driver": False},
-        },
-    )
+    try:
+        run_simulation(
+            server_app=server_app,
+            client_app=client_app,
+            num_supernodes=nodes,
+            backend_config={
+                "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0, **DYING},
+                "init_args": {**({"address": cluster} if cluster else here), "log_to_driver": False},
+            },
+        )
+    except Exception:  # noqa: BLE001 whatever it is, it is for the log
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 # Ray's options of an actor, which Flower hands on: a relay that died is started again and what it did is done again.

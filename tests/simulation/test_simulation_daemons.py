@@ -43,7 +43,7 @@ class Command:
         environment = {"CONFIDE_TEST_MARK": self.mark, "CONFIDE_CACHE": str(cache), "TMPDIR": str(temporary)}
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "confide.py"), "simulate", "--out", str(out), "--overwrite", *arguments],
-            env={**os.environ, **environment, "RAY_TMPDIR": str(temporary)},
+            env={"RAY_TMPDIR": str(temporary), **os.environ, **environment},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -104,6 +104,24 @@ def sockets_in(temporary: Path) -> list[str]:
 
 def children(process: int) -> list[str]:
     return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
+def test_somebody_elses_ray_is_not_joined(start: Callable[..., Command], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of this machine that has nothing to do with the run, here even one that is gone, is left alone."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    command = start("rounds=1")
+    assert command.process.wait(2 * STARTING_S) == 0, command.said()
+
+
+def test_flower_that_cannot_begin_ends_the_run_with_one_line(
+    start: Callable[..., Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray finds no folder to be in. The thread of the ServerApp lives on then, and once the run waited for it."""
+    monkeypatch.setenv("RAY_TMPDIR", os.devnull)
+    command = start()
+    assert command.process.wait(STARTING_S) != 0
+    assert "Flower ended before the campaign did: see flower.log" in command.said()
+    assert command.left() == []
 
 
 def test_ctrl_c_ends_everything(start: Callable[..., Command], temporary: Path) -> None:
