@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
+from typing import Any
 
 from flwr.simulation import run_simulation
 
@@ -23,7 +24,11 @@ def main(nodes: int, cluster: str = "") -> None:
 
     Where Flower fails the process ends at once: the thread of its ServerApp would wait for devices for ever.
     """
-    here = {"address": "local", "num_cpus": RELAYS, "include_dashboard": False}  # never somebody else's Ray
+    here: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": RELAYS,
+        "include_dashboard": False,
+    }  # never somebody else's Ray
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
