@@ -135,7 +135,9 @@ def test_a_campaign_goes_on_from_a_backup_elsewhere_and_under_a_newer_confide(
         assert books_agree(again, tmp_path / "crew" / "ledgers")
 
         # A backup of round 0 once more: devices have seen later entries, and answer no server that lost them.
-        spent = {file: read_ledger(file).account.spent_rho() for file in (tmp_path / "crew" / "ledgers").iterdir()}
+        spent = {
+            file: read_ledger(file).account.spent_rho() for file in (tmp_path / "crew" / "ledgers").glob("*.jsonl")
+        }
         stale = OperatorFolder(tmp_path / "stale")
         script("restore", tmp_path / "one.tar", stale.folder)
         third = serve(stale, "third")
