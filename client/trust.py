@@ -7,8 +7,8 @@
 That is the fixed share of Herbster and Warmuth 1998 ("Tracking the best expert", Machine Learning 32, section 5) over
 two experts. On any text of T words the loss is at most that of the better expert plus ln 2 + T ln(1 / (1 - a/2)) nats:
 ln 2 + 0.051 T for a = 0.1, a bound of the worst case. Memories that have nothing to do with a text lose most of their
-weight after a few words, down to about a twentieth, which one strength for all texts (`client.steering`) cannot give. It
-reads everything twice.
+weight after a few words, down to about a twentieth, which one strength for all texts (`client.steering`) cannot give.
+It reads everything twice.
 """
 
 from __future__ import annotations
