@@ -12,21 +12,24 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from privacy.errors import ConfideError
 from server.campaign import Asked
 from server.rounds import Watch
 
 VARIABLE = "CONFIDE_LINK"
+AT_ONCE: Final = 65_536  # bytes that are read at a time
 
 
 class Link:
     """One end: reads lines from one descriptor, writes to another."""
 
     def __init__(self, reads: int, writes: int) -> None:
-        self._in, self._out = os.fdopen(reads, "r", encoding="ascii"), os.fdopen(writes, "w", encoding="ascii")
+        self._in, self._out = os.fdopen(reads, "rb", buffering=0), os.fdopen(writes, "w", encoding="ascii")
+        self._held = b""  # of what was read, what is no whole line yet
 
     @classmethod
     def inherited(cls) -> Link | None:
@@ -50,9 +53,22 @@ class Link:
         except (OSError, ValueError):  # a pipe that nobody reads, or an end that is closed here
             raise ConfideError("the other half of this run has ended") from None
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines that come, until one end closes. Raises ConfideError for what is none."""
-        while not self._in.closed and (text := self._in.readline()):
+    def lines(self, helpers: Sequence[int] = ()) -> Iterator[dict[str, Any]]:
+        """Yield the lines that come, until one end closes. Raises ConfideError for what is none.
+
+        `helpers` are the sentinels of processes (multiprocessing.Process.sentinel) without which no line would come any
+        more: where one of them ends while nothing is there to read, that ends the lines too.
+        """
+        while not self._in.closed:
+            text, found, rest = self._held.partition(b"\n")
+            if not found:
+                if helpers and self._in.fileno() not in wait([self._in.fileno(), *helpers]):
+                    return
+                if not (more := self._in.read(AT_ONCE)):
+                    return
+                self._held += more
+                continue
+            self._held = rest
             try:
                 line = json.loads(text)
             except ValueError:

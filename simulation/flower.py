@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from privacy.errors import ConfideError, ConfigError
 from server.home import ServerHome
 from server.link import VARIABLE, Link
 from simulation.engine import RunWatch
+from simulation.host import ENDED
 
 MAX_NODES = 128  # above, a node relays for several people: Flower's simulation slows with the square of its nodes
 ENDING_S = 20.0
@@ -47,8 +49,12 @@ def run_over_flower(home: ServerHome, watch: RunWatch, people: int, cluster: str
 
 
 def follow(link: Link, watch: RunWatch) -> None:
-    """Show what the server tells, until it is done. Raises ConfideError with its line if it failed."""
-    for line in link.lines():
+    """Show what the server tells, until it is done. Raises ConfideError with its line if it failed.
+
+    A worker process that dies takes its people's agents along, and nobody's relay is answered there: the run ends then,
+    and goes on from its files when it is started again.
+    """
+    for line in link.lines(watch.pool.sentinels):
         event = line["event"]
         if event == "done":
             return
@@ -57,6 +63,8 @@ def follow(link: Link, watch: RunWatch) -> None:
         _show(event, line, watch)
         if event == "closed":
             link.send({"ack": True})
+    if wait(watch.pool.sentinels, timeout=0):
+        raise ConfideError(ENDED)
     raise ConfideError("Flower ended before the campaign did: see flower.log in the run's checkpoints")
 
 

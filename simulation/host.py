@@ -149,6 +149,10 @@ class Hosts(Protocol):
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Make one call on every host and return the results in the hosts' order."""
 
+    @property
+    def sentinels(self) -> Sequence[int]:
+        """Return what `multiprocessing.connection.wait` takes, for each host that nobody starts again by itself."""
+
     def __enter__(self) -> Hosts:
         """Return the hosts, ready for calls."""
 
@@ -186,6 +190,11 @@ class Pool(ABC):
     @abstractmethod
     def _renew(self, w: int) -> None:
         """Start host `w` again in place of one that is gone."""
+
+    @property
+    def sentinels(self) -> Sequence[int]:
+        """Return nothing to look at: hosts are started again without this process."""
+        return ()
 
     def home(self, user: str) -> int:
         """Return the number of the host on which a person lives. Raises KeyError for somebody unknown."""
@@ -287,6 +296,11 @@ class HostPool(Pool):
         self._pipes = [pipe for pipe, _, _ in started]
         self._alive = [watch for _, watch, _ in started]
         self._processes = [process for _, _, process in started]
+
+    @property
+    def sentinels(self) -> Sequence[int]:
+        """Return the worker processes' sentinels: who dies between two calls is noticed by these alone."""
+        return [process.sentinel for process in self._processes]
 
     def _send(self, w: int, call: Call) -> None:
         self._pipes[w].send(call)

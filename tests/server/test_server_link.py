@@ -69,3 +69,26 @@ def test_the_line_is_inherited_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert theirs.receive() == {"a": 1}
     theirs.close()
     ours.close()
+
+
+def test_many_lines_at_once_and_a_line_in_pieces_are_lines(ends: tuple[Link, Link]) -> None:
+    ours, theirs = ends
+    theirs._out.write('{"a": 1}\n{"a": 2}\n{"a"')
+    theirs._out.flush()
+    lines = ours.lines()
+    assert [next(lines), next(lines)] == [{"a": 1}, {"a": 2}]
+    theirs._out.write(": 3}\n")
+    theirs.close()
+    assert list(lines) == [{"a": 3}]
+    ours.close()
+
+
+def test_a_helper_that_ends_ends_the_lines_after_what_was_said(ends: tuple[Link, Link]) -> None:
+    ours, theirs = ends
+    helper, held = os.pipe()  # as a sentinel is: readable where the process is gone
+    theirs.send({"a": 1})
+    os.close(held)
+    assert list(ours.lines([helper])) == [{"a": 1}]
+    for end in (ours, theirs):
+        end.close()
+    os.close(helper)
