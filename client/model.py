@@ -21,7 +21,8 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from client.core_layer import CoreA
+from client import attention
+from client.core_layer import CoreA, CoreVariant
 from client.documents import Document
 from client.network import NONE, load_net
 from client.target_tokens import fitted, targets_in
@@ -68,6 +69,7 @@ class LanguageModel:
     def __init__(self, net: Any, tokenizer: PreTrainedTokenizerBase, top_layers: int, name: str) -> None:
         self.name, self.tokenizer = name, tokenizer
         self.net = net.eval()
+        attention.use(self.net)
         self.net.config.use_cache = False
         self.net.requires_grad_(False)
         self.inner: Any = net.base_model
@@ -75,8 +77,7 @@ class LanguageModel:
         self.depth = len(layers)
         self.first = max(0, self.depth - top_layers)
         self.head: Tensor = net.get_output_embeddings().weight
-        self.head32 = self.head.float()
-        self.device, self.dtype = self.head.device, self.head.dtype
+        self.head32, self.device, self.dtype = self.head.float(), self.head.device, self.head.dtype
         self.peft: PeftModel | None = None
         self.layout: AdapterLayout | None = None
         self._places: dict[str, dict[str, nn.Module | None]] = {}  # module of the basis -> what holds its core
@@ -202,10 +203,10 @@ class LanguageModel:
         self.peft = get_peft_model(self.net, config, adapter_name=GLOBAL)
         for name, (a, b) in basis.factors.items():
             layer = self.net.get_submodule(name)
-            core = CoreA(torch.tensor(a)).to(self.device)
-            layer.lora_A[GLOBAL] = core
+            layer.lora_A[GLOBAL] = CoreA(torch.tensor(a), self.dtype).to(self.device)
             lora_b = nn.Linear(b.shape[1], b.shape[0], bias=False, device=self.device)
-            lora_b.weight = nn.Parameter(torch.tensor(b, device=self.device))
+            lora_b.weight = nn.Parameter(torch.tensor(b, device=self.device, dtype=self.dtype))
+            layer.lora_variant[GLOBAL] = CoreVariant()
             layer.lora_B[GLOBAL], layer.scaling[GLOBAL], layer.r[GLOBAL] = lora_b, 1.0, ranks[name]
         self.layout = basis.layout
         found = {site.module: self.net.get_submodule(site.module) for site in basis.layout.sites}

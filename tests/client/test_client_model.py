@@ -283,12 +283,27 @@ def test_a_basis_of_another_shape_is_refused(new_model: NewModel, tiny_basis: Ba
         new_model().attach(Basis({name: (a[:, :-1], b)}))
 
 
-def test_adapters_are_float32_over_a_bfloat16_base(new_model: NewModel, tiny_basis: Basis) -> None:
+def test_what_is_trained_is_float32_over_a_bfloat16_base(new_model: NewModel, tiny_basis: Basis) -> None:
     model = new_model(3, torch.bfloat16)
     model.attach(tiny_basis)
     model.add_own(2, ["q_proj"])
-    types = {("lora" in n, p.dtype) for n, p in model.net.named_parameters()}
-    assert types == {(False, torch.bfloat16), (True, torch.float32)}
+    types = {(".core." in n or f".{OWN}." in n, p.dtype) for n, p in model.net.named_parameters()}
+    assert types == {(False, torch.bfloat16), (True, torch.float32)}, "the basis is frozen, and of the base's type"
+
+
+def test_pefts_own_merge_of_a_core_is_the_core(cored: LanguageModel, tiny_basis: Basis) -> None:
+    cored.set_cores(some_cores(tiny_basis))
+    documents = [cored.prefix(cored.encode_text("I walk to the sea.", [(0, 18)], "d", 64))]
+    wanted = cored.document_nats(documents)
+    layer: Any = cored.net.get_submodule(next(iter(cored.cores())))
+    before = layer.base_layer.weight.detach().clone()
+    for safe in (True, False):
+        layer.merge(safe_merge=safe)
+        assert not torch.equal(layer.base_layer.weight, before)
+        for nats, each in zip(cored.document_nats(documents), wanted, strict=True):
+            torch.testing.assert_close(nats, each, rtol=1e-4, atol=1e-4)
+        layer.unmerge()
+        torch.testing.assert_close(layer.base_layer.weight.detach(), before)
 
 
 def test_own_adapters_sit_on_any_linear_module_of_the_adapted_layers(new_model: NewModel, tiny_basis: Basis) -> None:
