@@ -63,12 +63,13 @@ class Device:
         journal: Journal | None = None,
         verify: Verify = verify_signature,
         record: RecordCharge | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.device_id, self.home, self.policy, self.ledger = device_id, home, policy, ledger
         # The purposes that the owner's dial allows at this moment; without a dial, all of the policy's.
         self.allowed: Callable[[], frozenset[str]] | None = None
         self.refresh: Callable[[], None] = lambda: None  # brings the learner up to what its owner holds and shares now
-        self.learner, self.record = learner, record
+        self.learner, self.record, self._disk = learner, record, disk
         self.directory, self._journal = directory, journal or FileJournal(home)
         self._key, self._noise_key, self._verify = signing_key, noise_key, verify
         self.books = threading.RLock()  # one thread trains, another answers the relay: both read the ledger
@@ -171,7 +172,7 @@ class Device:
         update = self._local_update(query, event, rows)
         with self.books:
             answer = make_answer(update, query, self.device_id, self._noise_key).signed(self._key, self.ledger.head)
-            write_atomic(stored, answer.encode())
+            write_atomic(stored, answer.encode(), disk=self._disk)
             self.ledger.commit(event)
         return answer.encode()
 
@@ -257,7 +258,7 @@ class Opening:
     """What the devices of one process have in common; `device` opens one of them from its files.
 
     Ledgers lie in `folder`, kept answers and journals under `answers`. `granted` is the policy's file with the root key
-    that signed it: the ledgers then hold their owners to it. `disk` is what ledgers are written to.
+    that signed it: the ledgers then hold their owners to it. `disk` is what ledgers and answers are written to.
     """
 
     folder: Path
@@ -294,6 +295,7 @@ class Opening:
             self.new_journal(home),
             self.verify,
             self.record,
+            self.disk,
         )
 
 

@@ -19,24 +19,29 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Put `data` at `path`: after a crash at any moment the old bytes or the new ones are there, never a mixture."""
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, disk: Disk | None = None) -> None:
+    """Put `data` at `path`: after a crash at any moment the old bytes or the new ones are there, never a mixture.
+
+    Flushed by `disk`, this machine's if none is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    disk = disk or SystemDisk()
     try:
-        write_flushed(beside, data, mode=mode)
+        write_flushed(beside, data, mode=mode, disk=disk)
         beside.replace(path)
-    finally:
+    except BaseException:
         beside.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        raise
+    disk.fsync_folder(path.parent)
 
 
-def write_flushed(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_flushed(path: Path, data: bytes, *, mode: int = 0o644, disk: Disk | None = None) -> None:
     """Put `data` at `path` and flush it; not atomic, for a file inside a folder that `new_folder` will rename."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        (disk or SystemDisk()).fsync(file.fileno())
 
 
 @contextmanager
@@ -98,3 +103,16 @@ class SystemDisk:
     def truncate(self, descriptor: int, size: int) -> None:
         """Cut the file to `size` bytes."""
         os.ftruncate(descriptor, size)
+
+
+class ProcessDisk(SystemDisk):
+    """This machine's file system without waiting for the disk: what is written outlives its process, `kill -9` too.
+
+    It may not outlive a power failure. For simulated people alone, of whom a run can be made again.
+    """
+
+    def fsync(self, descriptor: int) -> None:
+        """Leave it to the system when to write."""
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Leave it to the system when to write."""

@@ -255,7 +255,7 @@ class Ledger:
     def write_checkpoint(self) -> bytes:
         """Sign the present state, put it beside the ledger as `.checkpoint`, and return the note."""
         note = self.checkpoint().signed(self._key)
-        write_atomic(self.path.with_suffix(".checkpoint"), note)
+        write_atomic(self.path.with_suffix(".checkpoint"), note, disk=self._disk)
         return note
 
     def consistency_proof(self, size: int, at: int | None = None) -> list[bytes]:
@@ -326,7 +326,8 @@ class Ledger:
             if not chain.torn_bytes and not data.endswith(b"\n"):
                 self._write(b"\n")
             return
-        write_atomic(self.path.with_suffix(".pub"), owner.public_bytes_raw().hex().encode() + b"\n")
+        name = owner.public_bytes_raw().hex().encode() + b"\n"
+        write_atomic(self.path.with_suffix(".pub"), name, disk=self._disk)
         self.append("GENESIS", {"format": FORMAT, "public_key": owner.public_bytes_raw().hex(), **genesis})
         self._durably(lambda: self._disk.fsync_folder(self.path.parent))
 

@@ -13,7 +13,7 @@ from client.learner import TextLearner
 from client.model import LanguageModel
 from client.train import CoreTraining, core_updates
 from privacy.canonical import sha256_hex
-from privacy.files import write_atomic
+from privacy.files import ProcessDisk, write_atomic
 from privacy.objective import NEXT_TOKEN, REPLY_ONLY
 from privacy.query import Query
 
@@ -58,7 +58,7 @@ class ObservedLearner(TextLearner):
                 updates = [super().update(user, start, query, seed)]
             for one, update in zip(group, updates, strict=True):
                 data = f"{query.round} {begun}\n".encode() + update.astype("<f8").tobytes()
-                write_atomic(self._file(one, query.round), data, mode=0o600)
+                write_atomic(self._file(one, query.round), data, mode=0o600, disk=ProcessDisk())
             return updates[0]
         return kept[1]
 

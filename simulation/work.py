@@ -35,6 +35,7 @@ from privacy.answer import make_answer
 from privacy.canonical import sha256_hex
 from privacy.directory import open_directory
 from privacy.errors import ModelError
+from privacy.files import ProcessDisk
 from privacy.noise import KeyStream, device_noise_key
 from privacy.policy import open_policy
 from privacy.query import Query
@@ -60,8 +61,6 @@ from simulation.scorecard.person import PersonCard, score_for_card, train_for_ca
 Vector = NDArray[np.float64]
 Tensors = dict[str, NDArray[np.float32]]
 Scores = dict[str, list[tuple[str, float, int]]]  # arm -> (document, nats, tokens)
-
-
 PATIENCE_S = 60.0  # a relay of simulated people waits for training; whose it is and how long it took is no secret here
 RECORD_BATCH = 4  # documents a step under record-level noise: with fewer, the noise of a step hides its gradient
 RECORD_STEPS = 8  # at most, an epoch: all documents take part, and this bounds the work
@@ -106,6 +105,7 @@ class HostWork:
             RememberedChecks(),
             (settings.policy_file, root_key),
             shared_charge(config),
+            ProcessDisk(),
         )
         names = names_of(settings.people) if settings.device_root else ()
         self._places: dict[str, int] = {}
