@@ -217,7 +217,7 @@ class Query:
         """Return whether the answers carry fresh noise; if not, everything made from them says NOT PRIVATE."""
         return self.transport != "off" and not self.replayed_noise
 
-    @property
+    @cached_property
     def rho(self) -> Fraction | None:
         """Return the zCDP of one answer seen only as the sum, 1 / (2 z^2); None if not private.
 
