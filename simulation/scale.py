@@ -2,28 +2,25 @@
 
     one factor at a time around a middle: people, devices a round, shared numbers, personas
 
-Each point is `confide simulate` of synthetic people in a process of its own, from start to audit; memory is read from
-outside, for all of its processes together, with what they share counted once (Linux alone has that figure). A point
-that OUT.jsonl holds is not measured again.
+Each point is `confide simulate` of synthetic people in a process of its own, from start to audit; seconds and memory
+are read from outside, for all of its processes together, with what they share counted once (`simulation.bench.process`;
+Linux alone has that figure). A point that OUT.jsonl holds is not measured again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from privacy.errors import ConfigError, DataError
+from privacy.errors import DataError
+from simulation.bench import process
 
-EVERY_S = 1.0
 MIB = 2**20
 LABELS = {
     "people": "people",
@@ -78,58 +75,28 @@ CURVES: Mapping[str, Sequence[Point]] = {
 
 
 def measured(point: Point, model: Path) -> dict[str, Any]:
-    """Return the figures of one run: seconds by round, processor seconds, MiB by second, bytes on the disk."""
+    """Return the figures of one run: seconds by round, processor seconds, MiB by look, bytes on the disk.
+
+    Raises BenchFailed where the run fails.
+    """
     with tempfile.TemporaryDirectory(prefix="confide-scale-") as place:
         out = Path(place) / "run"
         words = [word for setting in point.settings(model) for word in ("--set", setting)]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        started = time.monotonic()
         command = [sys.executable, "-P", "-m", "confide", "simulate", "--out", str(out), "--json", *words]
-        here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-        process = subprocess.Popen(command, env=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        memory: list[float] = []
-        while True:
-            try:
-                text, said = process.communicate(timeout=EVERY_S)
-                break
-            except subprocess.TimeoutExpired:
-                memory.append(round(sum(map(memory_of, family(process.pid))) / MIB, 1))
-        if process.returncode:
-            raise ConfigError(f"the run of {point} failed: {said.strip().splitlines()[-1] if said.strip() else '?'}")
-        after, report = resource.getrusage(resource.RUSAGE_CHILDREN), json.loads(text)
+        cost = process.measured(command, {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+        report = json.loads(cost.output)
         return {
             **asdict(point),
             "numbers": report["what"]["shared_numbers"],
-            "seconds": round(time.monotonic() - started, 2),
+            "seconds": round(cost.seconds, 2),
             "round_seconds": [round(row["seconds"], 3) for row in report["rounds"]],
-            "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+            "processor_seconds": round(cost.cpu_s, 2),
             "phases": {name: round(value, 2) for name, value in report["cost"]["phases"].items()},
-            "memory_mib": memory,
-            "peak_mib": max(memory, default=0.0),
+            "memory_mib": [round(each, 1) for each in cost.memory_mb],
+            "peak_mib": round(cost.peak_mb, 1),
             "devices": len(list((out / "ledger" / "devices").glob("*.jsonl"))),
             "disk_mib": round(sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / MIB, 2),
         }
-
-
-def family(pid: int) -> list[int]:
-    """Return a process and all that it started, as far as they are still there."""
-    found = [pid]
-    for parent in found:
-        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                found.extend(map(int, tasks.read_text().split()))
-            except OSError:
-                continue
-    return found
-
-
-def memory_of(pid: int) -> int:
-    """Return the bytes of a process, pages that n processes share counted as an n-th; 0 for one that has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def known(path: Path) -> list[dict[str, Any]]:
@@ -166,7 +133,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, grid = plt.subplots(1, 1 + len(panels), figsize=size, layout="constrained", squeeze=False)
     first, *axes = grid[0]
     largest = max(rows, key=lambda row: row["people"] * row["rounds"] * row["cohort"])
-    first.plot(largest.get("memory_mib", []), color="#1b6ca8")
+    looks = largest.get("memory_mib", [])
+    first.plot([largest["seconds"] * (at + 1) / len(looks) for at in range(len(looks))], looks, color="#1b6ca8")
     first.set(xlabel=f"second of {largest['people']:,} people", ylabel=LABELS["peak_mib"], ylim=(0, None))
     for axis, (factor, what) in zip(axes, panels, strict=True):
         points = sorted((row[factor], row[what]) for row in _along(rows, factor))
