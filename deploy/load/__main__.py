@@ -1,11 +1,12 @@
 """Measure a server with many devices, and write what was measured. Run in the end-to-end test (tests/deploy).
 
-    python -m deploy.load FOLDER --devices 200 --rounds 5 [--sites 210 --rank 8]
+    python -m deploy.load FOLDER --devices 200 --rounds 5 [--sites 210 --rank 8 --idle 3]
 
 Starts `confide server start` as a process of its own over a new federation in FOLDER, connects the devices
 (`deploy.load.fleet`), starts `confide server run`, and writes FOLDER/load.json: seconds of each part, of each round,
 the most memory of SuperLink, server and run (VmHWM, in MB), messages and errors. On one machine the devices' own work
-is on the same cores: the seconds are of all of it.
+is on the same cores: the seconds are of all of it. `--idle` is how long a device waits that found no message; Flower's
+SuperNode waits three seconds.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from deploy.load.crew import Crew, founded, made_basis
-from deploy.load.fleet import Fleet
+from deploy.load.fleet import IDLE_S, Fleet
 from deploy.load.memory import peak_mb, remember
 from deploy.local.federation import free_ports
 from privacy.files import write_atomic
 from server.events import events
 from server.folder import OperatorFolder
 
-PATIENCE_S = 3600.0
+PATIENCE_S = 7200.0
 
 
 def main() -> int:
@@ -43,18 +44,23 @@ def main() -> int:
     parser.add_argument("--sites", type=int, default=210)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--idle", type=float, default=IDLE_S)
     told = parser.parse_args()
-    facts = measured(told.folder.absolute(), told.devices, told.rounds, told.sites, told.rank, told.workers)
+    sizes = told.devices, told.rounds, told.sites, told.rank
+    facts = measured(told.folder.absolute(), *sizes, told.workers, told.idle)
     write_atomic(told.folder / "load.json", json.dumps(facts, indent=1).encode())
     sys.stdout.write(json.dumps(facts, indent=1) + "\n")
     return 0 if facts["status"] == 0 else 1
 
 
-def measured(folder: Path, devices: int, rounds: int, sites: int, rank: int, workers: int) -> dict[str, Any]:
+def measured(
+    folder: Path, devices: int, rounds: int, sites: int, rank: int, workers: int, idle_s: float = IDLE_S
+) -> dict[str, Any]:
     """Return what a campaign with so many devices took; everything that was started is ended."""
     folder.mkdir(parents=True)
     basis, ports = made_basis(sites, rank), free_ports(3)
     facts: dict[str, Any] = {"devices": devices, "rounds": rounds, "dim": basis.layout.dim, "cores": os.cpu_count()}
+    facts["idle_s"] = idle_s
     operator = founded(folder / "server", devices, rounds, (ports[0], ports[1], ports[2]), basis)
     crew = timed(facts, "admit_s", lambda: Crew(operator, folder / "crew", devices, basis))
     os.environ["CONFIDE_SOCKETS"] = str(crew.sockets)
@@ -65,7 +71,7 @@ def measured(folder: Path, devices: int, rounds: int, sites: int, rank: int, wor
         timed(facts, "start_s", lambda: wait(lambda: (folder / "start.out").read_bytes().endswith(b"}\n"), server))
         authority = operator.folder / "tls" / "ca.crt"
         keys = crew.node_keys
-        fleet = timed(facts, "connect_s", lambda: Fleet(operator.settings.address, authority, keys, workers))
+        fleet = timed(facts, "connect_s", lambda: Fleet(operator.settings.address, authority, keys, workers, idle_s))
         run, began = command(folder, "run", operator), time.time()
         while run.poll() is None and time.time() - began < PATIENCE_S:
             remember(folder, most)
