@@ -15,6 +15,7 @@ import numpy as np
 
 from privacy.audit.html import write_page
 from privacy.audit.replay import audit_run
+from privacy.audit.spread import over_cores
 from privacy.errors import ConfideError
 from privacy.ledger import Ledger
 from privacy.objective import NEAREST
@@ -77,7 +78,7 @@ def simulate(
     with (open_hosts or opener(config))(host_settings(setting)) as pool:
         report = build_report(_run(setting, pool, started))
     write_report(out, report)
-    verdict = audit_run(out)
+    verdict = audit_run(out, spread=over_cores)
     write_page(out / "audit.html", verdict)
     setting.folder.finish(_manifest(config, report))
     if not verdict.holds:

@@ -14,6 +14,7 @@ from privacy.accounting import statement
 from privacy.audit.evidence import check_cosignatures
 from privacy.audit.html import write_page
 from privacy.audit.replay import audit_run
+from privacy.audit.spread import over_cores
 from privacy.audit.verdict import Outcome, Verdict, judged, unchecked
 from privacy.audit.witness import witness as seen_by_witness
 from privacy.audit.witness import witness_key
@@ -40,7 +41,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Check ledgers, releases and claims of a RUN against each other; write audit.html."""
-    verdict = audit_run(path, _optional(key), _optional(witness_, "--witness"))
+    verdict = audit_run(path, _optional(key), _optional(witness_, "--witness"), over_cores)
     write_page(html or path / "audit.html", verdict)
     conclude(verdict, as_json)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from privacy.audit.spread import Spread, in_turn
 from privacy.audit.verdict import Finding, judged, unchecked
+from privacy.canonical import Json
 from privacy.chain import read_chain
 from privacy.checkpoint import cosignatures, verify_checkpoint, verify_cosignature
 from privacy.errors import ConfideError, ConfigError, LedgerError, ReleaseInvalid
@@ -36,11 +39,16 @@ class Evidence:
 
 
 def read_evidence(
-    run: Path, federation_key: Ed25519PublicKey | None = None, witness: Ed25519PublicKey | None = None
+    run: Path,
+    federation_key: Ed25519PublicKey | None = None,
+    witness: Ed25519PublicKey | None = None,
+    spread: Spread = in_turn,
 ) -> Evidence:
     """Return what lies in `run`. Without `federation_key` the key beside the ledger is used: a claim, not a proof.
 
     With `witness` the federation's checkpoint must carry that witness's cosignature; without, that of the policy's.
+    `spread` calls what reads one device's ledger for all of them.
+
     Raises ConfigError if there is no ledger to audit or a file cannot be read at all; what can be read and is wrong is
     a finding.
     """
@@ -49,7 +57,7 @@ def read_evidence(
         raise ConfigError(f"cannot read {run}: there is no ledger/federation.jsonl")
     key = federation_key or _key(path)
     federation, first = _ledger("ledger.federation", path, key)
-    devices, second = _devices(run, federation)
+    devices, second = _devices(run, federation, spread)
     policy, third = _policy(run, key, federation)
     release, fourth = _release(run, policy, federation)
     notes = [(path, federation)] if federation is not None else []
@@ -83,30 +91,40 @@ def _size(view: LedgerView) -> str:
     return f"{len(view.entries)} entries, every hash and signature verified{torn}"
 
 
-def _devices(run: Path, federation: LedgerView | None) -> tuple[dict[str, LedgerView], Finding]:
+def _devices(run: Path, federation: LedgerView | None, spread: Spread) -> tuple[dict[str, LedgerView], Finding]:
     folder = run / "ledger" / "devices"
     if not folder.is_dir():
         return {}, unchecked("ledger.devices", "the devices’ own ledgers are not in this folder; they stay on devices")
     known = _known_keys(federation)
     views, problems = {}, []
-    for path in sorted(folder.glob("*.jsonl")):
-        try:
-            views[path.stem] = _device(path, known, federation)
-        except LedgerError as error:
-            problems.append(f"{path.stem}: {error}")
+    belongs = None if federation is None else federation.genesis.get("federation")
+    paths = sorted(folder.glob("*.jsonl"))
+    for path, found in zip(paths, spread(partial(_device_or_why, known, belongs), paths), strict=True):
+        if isinstance(found, str):
+            problems.append(f"{path.stem}: {found}")
+        else:
+            views[path.stem] = found
     entries = sum(len(view.entries) for view in views.values())
     pinned = "keys as the federation’s GENESIS lists them" if known else "keys as they lie beside the ledgers"
     return views, judged("ledger.devices", problems, f"{len(views)} ledgers, {entries} entries, all verified; {pinned}")
 
 
-def _device(path: Path, known: Mapping[str, str], federation: LedgerView | None) -> LedgerView:
+def _device_or_why(known: Mapping[str, str], federation: Json, path: Path) -> LedgerView | str:
+    """Return a device's ledger, or what is wrong with it; `federation` None: of any."""
+    try:
+        return _device(path, known, federation)
+    except LedgerError as error:
+        return str(error)
+
+
+def _device(path: Path, known: Mapping[str, str], federation: Json) -> LedgerView:
     key = public_key_of(path)
     if known and known.get(path.stem) != key.public_bytes_raw().hex():
         raise LedgerError("its key is not the one in the federation’s GENESIS")
     view = read_ledger(path, key)
     if view.genesis.get("owner") != path.stem:
         raise LedgerError("line 1: it belongs to another device")
-    if federation is not None and view.genesis.get("federation") != federation.genesis.get("federation"):
+    if federation is not None and view.genesis.get("federation") != federation:
         raise LedgerError("line 1: it belongs to another federation")
     return view
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from privacy.account import FEDERATION, Reservation
 from privacy.audit.claims import check_accountants, check_record, check_release_claim, check_report_claim, facts_of
 from privacy.audit.evidence import Evidence, read_evidence
+from privacy.audit.spread import Spread, in_turn
 from privacy.audit.verdict import Finding, Verdict, judged, unchecked
 from privacy.canonical import Json, canonical_json
 from privacy.chain import GENESIS_PREV
@@ -40,10 +41,16 @@ AFTER = (
 
 
 def audit_run(
-    run: Path, federation_key: Ed25519PublicKey | None = None, witness: Ed25519PublicKey | None = None
+    run: Path,
+    federation_key: Ed25519PublicKey | None = None,
+    witness: Ed25519PublicKey | None = None,
+    spread: Spread = in_turn,
 ) -> Verdict:
-    """Return the verdict on a RUN folder; raises ConfigError where there is nothing that can be read."""
-    evidence = read_evidence(run, federation_key, witness)
+    """Return the verdict on a RUN folder; raises ConfigError where there is nothing that can be read.
+
+    `spread` calls what reads one device's ledger for all of them, see `privacy.audit.spread.over_cores`.
+    """
+    evidence = read_evidence(run, federation_key, witness, spread)
     federation = evidence.federation
     if federation is None:
         why = "the federation’s ledger does not hold, so there is nothing to compare with"

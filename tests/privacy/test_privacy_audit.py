@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from privacy.account import FEDERATION
+from privacy.audit import spread
 from privacy.audit.cli import audit
 from privacy.audit.html import audit_page, delta_text, figure, odds
 from privacy.audit.replay import audit_run
@@ -67,6 +68,18 @@ def test_a_consistent_run_holds(good: Path) -> None:
     assert figures["epsilon_gdp"]["1e-06"] == pytest.approx(7.286, abs=1e-3)
     assert figures["epsilon_server"] == figures["sybil_floor_epsilon"]
     assert json.loads(json.dumps(verdict.as_dict()))["holds"] is True
+
+
+def test_ledgers_read_by_several_processes_are_judged_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = run / "ledger" / "devices" / f"{DEVICES[1]}.jsonl"
+    for changed in (b"", broken.read_bytes().replace(b'"RESERVE"', b'"RESERVF"', 1)):
+        broken.write_bytes(changed or broken.read_bytes())
+        in_turn = audit_run(run)
+        with monkeypatch.context() as one:
+            one.setattr(spread, "MANY", 2)
+            one.setattr(spread, "AT_ONCE", 1)
+            assert audit_run(run, spread=spread.over_cores) == in_turn
+        assert in_turn.holds == (changed == b"")
 
 
 def test_a_run_that_names_only_how_many_survived_holds(tmp_path: Path) -> None:
