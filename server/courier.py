@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from privacy.errors import ConfideError, SignatureInvalid, WireError
 from privacy.session import Greeting, Hello
 from privacy.wire import decode
+from server.replies import Replies
 from server.rounds import Done
 
 RECORD, FRAMES = "confide", "frames"
@@ -44,6 +45,7 @@ class FlowerCourier:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._grid, self._directory, self._people = grid, directory, people_per_node
+        self._replies = Replies(grid, clock)
         self._nodes, self._greeting_s, self._clock = nodes, greeting_s, clock
         self._places: dict[str, tuple[int, int]] = {}
 
@@ -112,8 +114,9 @@ class FlowerCourier:
         pushed = {str(name) for name in self._tried(self._grid.push_messages, messages) if name}  # None: not taken
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages if m.metadata.message_id in pushed}
         pause, longest = POLL_S
+        self._replies.forget()
         while waiting and self._clock() < until:
-            for reply in self._tried(self._grid.pull_messages, list(waiting)):
+            for reply in self._tried(self._replies.whole, list(waiting)):
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is None or (node != reply.metadata.src_node_id and not reply.has_error()):
                     continue  # a reply that came twice, too late, or from a node that nobody asked
