@@ -31,6 +31,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from client.app import pass_on
 
 IDLE_S = 3.0  # what a SuperNode sleeps that found no message
+HALF = "train.mask"  # the reply that a faulty device announces and never sends
 
 
 @dataclass
@@ -65,7 +66,10 @@ class Seen:
 
 
 class Fleet:
-    """Nodes on one server until `close`; `workers` threads share the nodes, each of which asks every IDLE_S seconds."""
+    """Nodes on one server until `close`; `workers` threads share the nodes, each of which asks every `idle_s` seconds.
+
+    The last `half` of them announce their masked vectors and never send them, as one that is killed at that moment.
+    """
 
     def __init__(
         self,
@@ -74,8 +78,10 @@ class Fleet:
         keys: Sequence[ec.EllipticCurvePrivateKey],
         workers: int = 16,
         idle_s: float = IDLE_S,
+        half: int = 0,
     ) -> None:
         self.seen, self._idle_s, self._ended = Seen(), idle_s, threading.Event()
+        self._whole = len(keys) - half
         self._stack, self._people = ExitStack(), len(keys)
         self._free = threading.Condition()
         certificates = authority.read_bytes()
@@ -148,10 +154,11 @@ class Fleet:
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
             wanted, session = send(remove_content_from_message(reply), get_object_tree(reply), time.monotonic() - began)
-            push_objects(
-                get_all_nested_objects(reply),
-                lambda name, data: push_object(run_id, session, name, data),
-                object_ids_to_push=wanted,
-            )
+            if node.place < self._whole or message.metadata.message_type != HALF:
+                push_objects(
+                    get_all_nested_objects(reply),
+                    lambda name, data: push_object(run_id, session, name, data),
+                    object_ids_to_push=wanted,
+                )
         self.seen.note(message.metadata.message_type, time.monotonic() - began)
         return True
