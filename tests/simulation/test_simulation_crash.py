@@ -1,7 +1,8 @@
 """Real `kill -9`: whatever the moment, the run goes on to the very tensors of a run that nobody killed.
 
-A child process kills itself with SIGKILL at a chosen flush to the disk: what the kernel has is kept, nothing after it
-happens. The flushes are the only moments that matter, because between two of them the disk does not change for good.
+A child process kills itself with SIGKILL at a chosen flush to the disk, or where simulated people's files would be
+flushed if they were (`privacy.files.ProcessDisk`): what the kernel has is kept, nothing after it happens. These are the
+only moments that matter, because between two of them no file changes for good.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from privacy.audit.replay import audit_run
+from privacy.files import ProcessDisk
 from privacy.ledger import read_ledger
 from simulation.report_schema import Report
 
@@ -43,16 +45,24 @@ MOMENTS = {
 }
 
 
-def killed_at(moment: Callable[[str], bool]) -> Callable[[int], None]:
-    """Return an `os.fsync` that ends its process by SIGKILL when `moment` says so of the path to be flushed."""
+def kill_at(moment: Callable[[str], bool]) -> None:
+    """From now on end this process by SIGKILL when `moment` says so of the path that is, or would be, flushed."""
     flush = os.fsync
 
-    def fsync(descriptor: int) -> None:
-        if moment(str(Path(f"/proc/self/fd/{descriptor}").readlink())):
+    def look(path: Path) -> None:
+        if moment(str(path)):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def of(descriptor: int) -> Path:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+    def fsync(descriptor: int) -> None:
+        look(of(descriptor))
         flush(descriptor)
 
-    return fsync
+    os.fsync = fsync  # type: ignore[assignment]
+    ProcessDisk.fsync = lambda _, descriptor: look(of(descriptor))  # type: ignore[method-assign,assignment]
+    ProcessDisk.fsync_folder = lambda _, folder: look(folder.absolute())  # type: ignore[method-assign,assignment]
 
 
 def in_child(work: Callable[[], Any], moment: Callable[[str], bool]) -> int:
@@ -61,7 +71,7 @@ def in_child(work: Callable[[], Any], moment: Callable[[str], bool]) -> int:
     if child == 0:
         status = 3
         try:
-            os.fsync = killed_at(moment)  # type: ignore[assignment]
+            kill_at(moment)
             work()
             status = 0
         except Exception:  # noqa: BLE001 the parent asks for the status, a reader for the trace

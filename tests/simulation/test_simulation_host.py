@@ -21,7 +21,7 @@ from simulation.devices import most_open
 from simulation.host import SEVERAL, Call, Host, HostPool, HostSettings, Pool, host_main
 from simulation.workers import take_environment
 
-PATIENCE_S = 30.0
+PATIENCE_S = 180.0  # a worker imports for itself here, on a machine that may be busy
 
 
 def settings(*users: str) -> HostSettings:
