@@ -21,7 +21,8 @@ from simulation.devices import most_open
 from simulation.host import SEVERAL, Call, Host, HostPool, HostSettings, Pool, host_main
 from simulation.workers import take_environment
 
-PATIENCE_S = 180.0  # a worker imports for itself here, on a machine that may be busy
+PATIENCE_S = 30.0
+IMPORTS_S = 180.0  # a worker that imports for itself, on a machine that may be busy
 
 
 def settings(*users: str) -> HostSettings:
@@ -164,5 +165,5 @@ def test_an_answer_that_nobody_waits_for_ends_the_worker_in_order() -> None:
     process = context.Process(target=host_main, args=(theirs, watched, settings("u1"), dict(os.environ)), daemon=True)
     process.start()
     theirs.close()
-    process.join(PATIENCE_S)
+    process.join(IMPORTS_S)
     assert process.exitcode == 0
