@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import httpx
 from flwr.app import Message
@@ -28,7 +28,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
 )
 
-AGAIN_S: Final = 1.0  # before a part that was not there is asked for again
+SOON_S, AGAIN_S = 0.1, 2.0  # before a part that was not there is asked for again: at first, and in the end
 
 
 @dataclass
@@ -39,6 +39,7 @@ class _Coming:
     missing: list[str]
     parts: dict[str, bytes] = field(default_factory=dict)
     due: float = 0.0
+    pause: float = SOON_S
 
 
 class Replies:
@@ -48,10 +49,11 @@ class Replies:
         self._grid, self._clock = grid, clock
         self._client: Any = getattr(grid, "_runtime_client", None)
         self._coming: list[_Coming] = []
+        self._announced: set[str] = set()  # to which messages
 
     def forget(self) -> None:
         """Wait no longer for what was announced before: a new stage begins."""
-        self._coming = []
+        self._coming, self._announced = [], set()
 
     def whole(self, ids: Iterable[str]) -> list[Message]:
         """Return the replies to the messages `ids` that are whole now, each once, in the order they were announced.
@@ -60,9 +62,12 @@ class Replies:
         """
         if self._client is None:
             return list(self._grid.pull_messages(ids))
-        told = self._client.PullMessages(PullAppMessagesRequest(message_ids=ids))
+        # Of a reply that it announced before, Flower says at a second question that there is none.
+        asked = [name for name in ids if name not in self._announced]
+        told = self._client.PullMessages(PullAppMessagesRequest(message_ids=asked))
         for message, tree in zip(told.messages_list, told.message_object_trees, strict=True):
             parts = [part.object_id for part in iterate_object_tree(tree)]
+            self._announced.add(message.metadata.reply_to_message_id)
             self._coming.append(_Coming(message.metadata.message_id, parts))
         found, left = list[Message](), list[_Coming]()
         for one in self._coming:
@@ -92,7 +97,7 @@ class Replies:
             one.missing = []
             return None
         except (ObjectUnavailableError, httpx.HTTPError):
-            one.due = self._clock() + AGAIN_S
+            one.due, one.pause = self._clock() + one.pause, min(2 * one.pause, AGAIN_S)
             one.missing = one.missing or [one.name]
             return None
         message = cast(Message, inflate_object_from_contents(one.name, one.parts))

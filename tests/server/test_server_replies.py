@@ -13,6 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server.replies import AGAIN_S, Replies
 
+ASKED = [f"asked {text}" for text in ("half", "whole", "late", "broken", "first", "second")]
+
 
 class SuperLink:
     """The runtime interface of a SuperLink, as far as replies need it: what was announced, which parts are there."""
@@ -23,10 +25,12 @@ class SuperLink:
         self.gone: set[str] = set()
         self.confirmed: list[str] = []
         self.broken = 0
+        self.told: set[str] = set()
 
     def announce(self, reply: Message) -> list[str]:
         """Announce a reply and return the names of its parts, none of which is there yet."""
-        head = SimpleNamespace(metadata=SimpleNamespace(message_id=reply.object_id))
+        asked = reply.metadata.reply_to_message_id
+        head = SimpleNamespace(metadata=SimpleNamespace(message_id=reply.object_id, reply_to_message_id=asked))
         self.announced.append((head, get_object_tree(reply)))
         return list(get_all_nested_objects(reply))
 
@@ -34,6 +38,8 @@ class SuperLink:
         self.parts |= {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
 
     def PullMessages(self, request: Any) -> Any:
+        assert not self.told & set(request.message_ids), "Flower answers this with an error in place of the reply"
+        self.told |= {head.metadata.reply_to_message_id for head, _ in self.announced}
         told, self.announced = self.announced, []
         return SimpleNamespace(messages_list=[m for m, _ in told], message_object_trees=[t for _, t in told])
 
@@ -75,7 +81,7 @@ def replies(link: SuperLink, now: list[float]) -> Replies:
 
 def reply(text: bytes) -> Message:
     asked = Message(RecordDict(), dst_node_id=3, message_type="train")
-    asked.metadata.__dict__["_message_id"] = f"asked {text!r}"
+    asked.metadata.__dict__["_message_id"] = f"asked {text.decode()}"
     made = Message(RecordDict({"confide": ConfigRecord({"frames": [text]})}), reply_to=asked)
     made.metadata.__dict__["_message_id"] = made.object_id
     return made
@@ -93,22 +99,23 @@ def test_half_a_reply_holds_up_nobody_and_is_given_when_it_is_whole(
     for each in (half, other):
         link.announce(each)
     link.send(other)
-    found = replies.whole(["a", "b"])
+    found = replies.whole(ASKED)
     assert texts(found) == [b"whole"] and link.confirmed == [other.object_id]
     assert found[0].metadata.message_id == other.object_id
     assert found[0].metadata.reply_to_message_id == other.metadata.reply_to_message_id
     link.send(half)
-    assert replies.whole(["a"]) == [], "it is asked for again after a pause"
+    assert replies.whole(ASKED) == [], "it is asked for again after a pause"
     now[0] += AGAIN_S
-    assert texts(replies.whole(["a"])) == [b"half"]
-    assert replies.whole(["a"]) == []
+    assert texts(replies.whole(ASKED)) == [b"half"]
+    assert replies.whole(ASKED) == []
 
 
 def test_what_is_never_whole_is_dropped_with_its_stage(link: SuperLink, replies: Replies, now: list[float]) -> None:
     late = reply(b"late")
     link.announce(late)
-    assert replies.whole(["a"]) == []
+    assert replies.whole(ASKED) == []
     replies.forget()
+    link.told.clear()
     link.send(late)
     now[0] += 2 * AGAIN_S
     assert replies.whole(["b"]) == []
@@ -118,7 +125,7 @@ def test_a_reply_whose_parts_the_server_dropped_is_none(link: SuperLink, replies
     broken = reply(b"broken")
     link.gone = set(link.announce(broken))
     for _ in range(2):
-        assert replies.whole(["a"]) == []
+        assert replies.whole(ASKED) == []
         link.gone = set()
         link.send(broken)
         now[0] += AGAIN_S
@@ -130,9 +137,9 @@ def test_a_way_that_fails_for_a_moment_loses_no_reply(link: SuperLink, replies: 
         link.announce(each)
         link.send(each)
     link.broken = 1
-    assert texts(replies.whole(["a", "b"])) == [b"second"]
+    assert texts(replies.whole(ASKED)) == [b"second"]
     now[0] += AGAIN_S
-    assert texts(replies.whole(["a"])) == [b"first"]
+    assert texts(replies.whole(ASKED)) == [b"first"]
 
 
 def test_a_grid_in_this_process_is_asked_as_it_is() -> None:
