@@ -6,7 +6,8 @@ Starts `confide server start` as a process of its own over a new federation in F
 (`deploy.load.fleet`), starts `confide server run`, and writes FOLDER/load.json: seconds of each part, of each round,
 the most memory of SuperLink, server and run (VmHWM, in MB), messages and errors. On one machine the devices' own work
 is on the same cores: the seconds are of all of it. `--idle` is how long a device waits that found no message; Flower's
-SuperNode waits three seconds. The last `--half` devices announce their masked vectors and never send them.
+SuperNode waits three seconds. The last `--half` devices announce their masked vectors and never send them; a
+stage waits `--stage` seconds for what does not come.
 """
 
 from __future__ import annotations
@@ -46,23 +47,33 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--idle", type=float, default=IDLE_S)
     parser.add_argument("--half", type=int, default=0)
+    parser.add_argument("--stage", type=int, default=600)
     told = parser.parse_args()
     sizes = told.devices, told.rounds, told.sites, told.rank
-    facts = measured(told.folder.absolute(), *sizes, told.workers, told.idle, told.half)
+    facts = measured(told.folder.absolute(), *sizes, told.workers, told.idle, told.half, told.stage)
     write_atomic(told.folder / "load.json", json.dumps(facts, indent=1).encode())
     sys.stdout.write(json.dumps(facts, indent=1) + "\n")
     return 0 if facts["status"] == 0 else 1
 
 
 def measured(
-    folder: Path, devices: int, rounds: int, sites: int, rank: int, workers: int, idle_s: float = IDLE_S, half: int = 0
+    folder: Path,
+    devices: int,
+    rounds: int,
+    sites: int,
+    rank: int,
+    workers: int,
+    idle_s: float = IDLE_S,
+    half: int = 0,
+    stage_s: int = 600,
 ) -> dict[str, Any]:
     """Return what a campaign with so many devices took; everything that was started is ended."""
     folder.mkdir(parents=True)
     basis, ports = made_basis(sites, rank), free_ports(3)
     facts: dict[str, Any] = {"devices": devices, "rounds": rounds, "dim": basis.layout.dim, "cores": os.cpu_count()}
     facts |= {"idle_s": idle_s, "half": half}
-    operator = founded(folder / "server", devices, rounds, (ports[0], ports[1], ports[2]), basis)
+    ours = ports[0], ports[1], ports[2]
+    operator = founded(folder / "server", devices, rounds, ours, basis, stage_s=stage_s)
     crew = timed(facts, "admit_s", lambda: Crew(operator, folder / "crew", devices, basis))
     os.environ["CONFIDE_SOCKETS"] = str(crew.sockets)
     most: dict[str, float] = {}
