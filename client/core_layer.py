@@ -3,7 +3,7 @@
     y = W x + B R A x       A, B and W in the base's own type (bfloat16 where the CPU has it), R in float32
 
 PEFT's own path would copy what comes in and what goes out into float32 for the product with A and B, and multiply by a
-scale that is 1: a third of a step's time. In a float32 model both paths are the same numbers, bit for bit.
+scale that is 1: a quarter of a step's time. In a float32 model both paths are the same numbers, bit for bit.
 """
 
 from __future__ import annotations

@@ -291,6 +291,16 @@ def test_what_is_trained_is_float32_over_a_bfloat16_base(new_model: NewModel, ti
     assert types == {(False, torch.bfloat16), (True, torch.float32)}, "the basis is frozen, and of the base's type"
 
 
+def test_in_float32_a_core_gives_the_bits_of_pefts_own_path(cored: LanguageModel, tiny_basis: Basis) -> None:
+    cored.set_cores(some_cores(tiny_basis))
+    documents = [cored.prefix(cored.encode_text("I walk to the sea.", [(0, 18)], "d", 64))]
+    (ours,) = cored.document_nats(documents)
+    for name in cored.cores():
+        layer: Any = cored.net.get_submodule(name)
+        del layer.lora_variant[GLOBAL]
+    assert torch.equal(ours, cored.document_nats(documents)[0])
+
+
 def test_pefts_own_merge_of_a_core_is_the_core(cored: LanguageModel, tiny_basis: Basis) -> None:
     cored.set_cores(some_cores(tiny_basis))
     documents = [cored.prefix(cored.encode_text("I walk to the sea.", [(0, 18)], "d", 64))]
