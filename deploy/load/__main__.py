@@ -4,7 +4,8 @@
 
 Starts `confide server start` as a process of its own over a new federation in FOLDER, connects the devices
 (`deploy.load.fleet`), starts `confide server run`, and writes FOLDER/load.json: seconds of each part, of each round,
-the most memory of SuperLink, server and run (VmHWM, in MB), messages and errors. On one machine the devices' own work
+the most memory of SuperLink, server and run (VmHWM, in MB), messages and errors, and how many sums are exact: number
+by number what the devices in them sent. On one machine the devices' own work
 is on the same cores: the seconds are of all of it. `--idle` is how long a device waits that found no message; Flower's
 SuperNode waits three seconds. The last `--half` devices announce their masked vectors and never send them; a
 stage waits `--stage` seconds for what does not come.
@@ -25,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from deploy.load.books import books_agree, flushed
 from deploy.load.crew import Crew, founded, made_basis
 from deploy.load.fleet import IDLE_S, Fleet
 from deploy.load.memory import peak_mb, remember
@@ -53,7 +55,7 @@ def main() -> int:
     facts = measured(told.folder.absolute(), *sizes, told.workers, told.idle, told.half, told.stage)
     write_atomic(told.folder / "load.json", json.dumps(facts, indent=1).encode())
     sys.stdout.write(json.dumps(facts, indent=1) + "\n")
-    return 0 if facts["status"] == 0 else 1
+    return 0 if facts["status"] == 0 and facts["exact"] == len(facts["sums"]) and facts["books_agree"] else 1
 
 
 def measured(
@@ -93,6 +95,9 @@ def measured(
         facts |= {"campaign_s": round(time.time() - began, 1), "status": run.poll()}
         facts |= {"round_s": seconds_of(operator), "sums": survivors_of(operator)}
         facts |= {"messages": fleet.seen.messages, "errors": fleet.seen.errors}
+        facts["lost"] = [str(e["reason"]) for e in events(operator.home) if e["event"] == "lost"]
+        facts["exact"] = sum(crew.exact(*of_sum) for of_sum in flushed(operator.home))
+        facts["books_agree"] = books_agree(operator, folder / "crew" / "ledgers")
         facts["reply_s"] = {k: round(s / fleet.seen.messages[k], 3) for k, s in fleet.seen.seconds.items()}
     finally:
         if fleet is not None:

@@ -19,27 +19,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from numpy.typing import NDArray
-from safetensors.numpy import load as load_tensors
 
 from client.join import AUTHORITY, NODE_KEY, PIN
 from client.listener import RelaySocket
 from client.take_part import Kept, node_environment, supernode
 from deploy.load.__main__ import command, wait
 from deploy.load.__main__ import end as end_server
+from deploy.load.books import books_agree, flushed
 from deploy.load.crew import Crew, founded, made_basis
 from deploy.load.memory import megabytes, remember, session_mb
 from deploy.local.federation import free_ports
-from privacy.canonical import parse_canonical
 from privacy.files import write_atomic
-from privacy.ledger import read_ledger
-from privacy.query import Cohort, Query
+from privacy.query import Cohort
 from server.events import events
 from server.folder import OperatorFolder
 
@@ -255,24 +251,6 @@ class Churn:
                 "load": round(os.getloadavg()[0], 1),
             }
         )
-
-
-def flushed(home: Path) -> Iterator[tuple[Query, NDArray[np.int64], Sequence[str]]]:
-    """Yield the query of each sum of all campaigns in `home`, the sum, int64 [dim], and whose answers are in it."""
-    for path in [*home.glob("archive/*/rounds/*.sum"), *home.glob("checkpoints/rounds/*.sum")]:
-        facts: Any = parse_canonical(path.read_bytes())
-        total = load_tensors(bytes.fromhex(facts["sum"]))["total"]
-        yield Query.from_bytes(path.with_suffix(".query").read_bytes()), total, sorted(facts["heads"])
-
-
-def books_agree(operator: OperatorFolder, ledgers: Path) -> bool:
-    """Return whether the federation's ledger says of each device at least what its own charged, within its cap."""
-    path = operator.home / "ledger" / "federation.jsonl"
-    if not path.exists():
-        return True
-    federation, cap = read_ledger(path).account, operator.policy.budget_rho
-    found = [(file.stem, read_ledger(file).account.spent_rho()) for file in sorted(ledgers.glob("*.jsonl"))]
-    return all(spent <= min(cap, federation.spent_rho(name)) for name, spent in found)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ def test_eight_devices_in_one_process_make_a_sum_on_a_real_server(tmp_path: Path
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads((tmp_path / "load" / "load.json").read_text())
-    assert told["sums"] == [8] and len(told["round_s"]) == 1
+    assert told["sums"] == [8] and len(told["round_s"]) == 1 and told["lost"] == []
+    assert told["exact"] == 1 and told["books_agree"]
     assert all(count >= 8 for count in told["messages"].values()) and len(told["messages"]) == 8
     assert set(told["peak_mb"]) == {"superlink", "server", "run"} and min(told["peak_mb"].values()) > 20
     running = [path for path in Path("/proc").glob("[0-9]*") if str(tmp_path).encode() in line_of(path)]

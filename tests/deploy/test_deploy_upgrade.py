@@ -16,7 +16,7 @@ import pytest
 
 import confide
 from deploy.load.__main__ import end, wait
-from deploy.load.churn import books_agree, flushed
+from deploy.load.books import books_agree, flushed
 from deploy.load.crew import Crew, founded, made_basis
 from deploy.load.fleet import Fleet
 from deploy.local.federation import free_ports
