@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-import confide
-from deploy.load.__main__ import end, wait
+from deploy.load.__main__ import end
 from deploy.load.books import books_agree, flushed
 from deploy.load.crew import Crew, founded, made_basis
-from deploy.load.fleet import Fleet
 from deploy.local.federation import free_ports
 from privacy.ledger import read_ledger
-from server.events import events
 from server.folder import OperatorFolder
 from server.found import bundle_sha256
 from tests.federation_by_command import until
-
-ROOT = Path(confide.__file__).parent
+from tests.load_by_command import ROOT, Server, connected, noted
 
 
 def newer_confide(folder: Path) -> Path:
@@ -43,52 +34,8 @@ def newer_confide(folder: Path) -> Path:
     return folder
 
 
-class Server:
-    """`confide server …` over one folder, out of one checkout; `out` takes what it says."""
-
-    def __init__(self, operator: OperatorFolder, out: Path, source: Path = ROOT) -> None:
-        out.mkdir()
-        self.operator, self.out, self.source = operator, out, source
-        self.process = self.begun("start")
-        wait(lambda: (out / "start.out").read_bytes().endswith(b"}\n"), self.process)
-
-    def begun(self, word: str) -> subprocess.Popen[bytes]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIDE_", "FLWR_"))}
-        words = [sys.executable, "-P", "-m", "confide", "server", word, str(self.operator.folder), "--json"]
-        with (self.out / f"{word}.out").open("wb") as out, (self.out / f"{word}.err").open("wb") as err:
-            return subprocess.Popen(
-                words, env=kept | {"PYTHONPATH": str(self.source)}, stdout=out, stderr=err, start_new_session=True
-            )
-
-    def run(self) -> tuple[int, str]:
-        """Run the campaign to its end; return the exit status and what was said of a failure."""
-        return self.begun("run").wait(1200.0), (self.out / "run.err").read_text().strip()
-
-    def vanish(self) -> None:
-        """Kill the server and all that it started, as a machine that loses its power."""
-        link = int((self.operator.folder / "superlink" / "pid").read_text())
-        for leader in (self.process.pid, link):
-            os.killpg(leader, signal.SIGKILL)
-        self.process.wait()
-
-
-@contextmanager
-def connected(operator: OperatorFolder, crew: Crew) -> Iterator[Fleet]:
-    authority = operator.folder / "tls" / "ca.crt"
-    fleet = Fleet(operator.settings.address, authority, crew.node_keys, 4, 0.5)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
-
-
 def script(name: str, *words: Path) -> None:
     subprocess.run([str(ROOT / "deploy" / "backup" / name), *map(str, words)], check=True)
-
-
-def noted(operator: OperatorFolder, event: str, **facts: object) -> int:
-    """Return how many events of a kind the server noted."""
-    return sum(each["event"] == event and facts.items() <= each.items() for each in events(operator.home))
 
 
 @pytest.mark.slow
