@@ -23,7 +23,7 @@ for _command in (
     *(training_cli.train, training_cli.adopt, training_cli.export),
     *(owner_cli.agent, owner_cli.dial, owner_cli.consent, owner_cli.attributes),
     *(federation_cli.join, federation_cli.take_part, federation_cli.leave),
-    *(federation_cli.relay_user, federation_cli.relay),
+    *(federation_cli.persona, federation_cli.relay_user, federation_cli.relay),
 ):
     device.command()(_command)
 face_cli.mount(device)

@@ -1,4 +1,4 @@
-"""`confide device join | take-part | leave`: a person's device in a federation of others."""
+"""`confide device join | take-part | persona | leave`: a person's device in a federation of others."""
 
 from __future__ import annotations
 
@@ -93,6 +93,26 @@ def take_part(
         say({"agent": "ready", "supernode": "started"}, "Agent and SuperNode run.", as_json)
 
     keep(closed, ready, passphrase, lambda line: typer.echo(f"confide: {line}", err=True))
+
+
+def persona(
+    name: Annotated[str, typer.Argument(help="The persona you count yourself to; nothing: show them.")] = "",
+    none: Annotated[bool, typer.Option("--none", help="To none of them, from now on.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Which of the federation's declared personas you count yourself to. It stays in the vault; sums hide it."""
+    from client.join import PERSONA, count_to, joined_invitation
+
+    if name and none:
+        raise ConfigError("name a persona or say --none, not both")
+    with opened(without_vault=False) as home:
+        if name or none:
+            count_to(home, name)
+        declared, now = joined_invitation(home).personas, home.vault.setting(PERSONA)
+    lines = list(declared) or ["This federation declares no personas: nobody is asked for one."]
+    if declared:
+        lines.append(f"You count yourself to: {now or 'none of them; your answers then hold zeros for all'}.")
+    say({"personas": list(declared), "persona": now or None}, "\n".join(lines), as_json)
 
 
 def relay_user(

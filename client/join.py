@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from client.agent_home import DIRECTORY, SETTINGS, AgentHome, AgentSettings
-from privacy.enrolment import Enrolment, Invitation, code_key, open_invitation, weights_sha256
+from privacy.enrolment import Enrolment, Invitation, code_key, open_invitation, persona_name, weights_sha256
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 
@@ -30,6 +30,7 @@ INVITATION, ENROLMENT, NODE_KEY, AUTHORITY, PIN = (
     "bundle.sha256",
 )
 PINNED = (INVITATION, "root.pub", "policy.json", PIN, AUTHORITY, NODE_KEY, f"{NODE_KEY}.pub", ENROLMENT, DIRECTORY)
+PERSONA = "agent.persona"  # a setting of the vault
 
 
 def join(
@@ -104,6 +105,32 @@ def renew(home: AgentHome, file: bytes) -> Invitation:
     return offered
 
 
+def count_to(home: AgentHome, name: str) -> str:
+    """Keep which declared persona its owner counts themselves to, "" for none, in the vault alone; return its name.
+
+    It holds from the next question on. Raises ConfigError where the federation declares no such persona.
+    """
+    names = [persona_name(text) for text in joined_invitation(home).personas]
+    if home.vault is None:
+        raise ConfigError("a persona is kept in a vault, and this device has none")
+    if not names:
+        raise ConfigError("this federation declares no personas: nobody is asked for one")
+    found = next((each for each in names if each.casefold() == name.strip().casefold()), "")
+    if name and not found:
+        raise ConfigError(f"no persona of this federation is called {name[:40]!r}; there are: {', '.join(names)}")
+    home.vault.set_setting(PERSONA, found)
+    return found
+
+
+def slot_of(home: AgentHome) -> int | None:
+    """Return the slot of the persona that its owner counts themselves to; None for none, or where none is declared."""
+    named = home.vault.setting(PERSONA) if home.vault is not None else ""
+    if not named:
+        return None
+    names = [persona_name(text) for text in joined_invitation(home).personas]
+    return names.index(named) if named in names else None
+
+
 def leave(home: AgentHome) -> None:
     """Forget the federation: what was pinned, the SuperNode's key, the settings. The ledger and the vault stay.
 
@@ -111,6 +138,8 @@ def leave(home: AgentHome) -> None:
     """
     if not home.joined:
         raise ConfigError("this device has joined no federation")
+    if home.vault is not None:
+        home.vault.set_setting(PERSONA, "")
     for name in (SETTINGS, *PINNED):
         (home.folder / name).unlink(missing_ok=True)
 

@@ -22,6 +22,7 @@ from client.deliveries import Deliveries
 from client.dial import allowed, checked
 from client.documents import Document, Person
 from client.importers import SHARED
+from client.join import slot_of
 from client.kept_answers import ANSWERS, forget_answers
 from client.learner import TextLearner
 from client.library import documents
@@ -156,7 +157,10 @@ class Membership:
         return allowed(stop)
 
     def _refresh(self) -> None:
-        """Encode the owner's text anew if it is not what it was; put the federation's basis back if a reply took it."""
+        """Encode the owner's text anew if it is not what it was; put the federation's basis back if a reply took it.
+
+        Which persona the owner counts themselves to is read as well.
+        """
         if self._basis is not None and self._model.layout is not self._basis.layout:
             self._model.attach(self._basis)
         vault = self.home.vault
@@ -164,6 +168,11 @@ class Membership:
         if state != self._learned_from:
             self.own_tokens = self._learner.add(self.settings.device, own_history(self.home))
             self._learned_from = state
+        slot = slot_of(self.home)
+        if slot is None:
+            self._learner.named.pop(self.settings.device, None)
+        else:
+            self._learner.named[self.settings.device] = slot
 
     def _take_directory(self, file: bytes) -> None:
         """Keep a newer directory of the pinned root key; who is in it takes part in the next sums, nobody else."""

@@ -38,6 +38,7 @@ PROTOCOL: Final = "confide-invitation/1"
 MAX_BYTES: Final = 65536
 DOMAIN: Final = b"confide/enrolment/1\x00"
 ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford: no letter that is read for another
+MAX_PERSONAS: Final = 64
 CODE_LETTERS: Final = 20  # 100 bits
 GROUP: Final = 5
 
@@ -49,6 +50,8 @@ class Invitation:
     `address` is where SuperNodes connect, `authority` the PEM certificate that vouches for it, `policy` the signed
     file. `model` is a name for people, `model_sha256` is over its weights (`weights_sha256`). `layers`
     and `hold_s` are the same on all devices: which layers are adapted, and the seconds after which an answer is ready.
+    `personas` are those that people may count themselves to, "name: description" each in the order of their slots;
+    a file without them is that of a federation that declares none.
     """
 
     federation: str
@@ -61,6 +64,7 @@ class Invitation:
     model_sha256: str
     layers: int
     hold_s: int
+    personas: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(is_name(self.federation), "federation")
@@ -70,6 +74,7 @@ class Invitation:
         _require(isinstance(self.model, str) and 0 < len(self.model) <= 256, "model")
         _require(type(self.layers) is int and 1 <= self.layers <= 10_000, "layers")
         _require(type(self.hold_s) is int and 0 <= self.hold_s <= 86_400, "hold_s")
+        require_personas(self.personas)
         try:
             load_pem_x509_certificate(self.authority.encode())
         except (ValueError, AttributeError):
@@ -93,7 +98,10 @@ class Invitation:
 
     def signed(self, key: Ed25519PrivateKey) -> bytes:
         """Return the file, signed by the root key."""
-        return signed_file("invitation", canonical_json(asdict(self) | {"protocol": PROTOCOL}), key)
+        fields = asdict(self) | {"protocol": PROTOCOL, "personas": list(self.personas)}
+        if not self.personas:
+            del fields["personas"]  # as before there were any
+        return signed_file("invitation", canonical_json(fields), key)
 
 
 def open_invitation(data: bytes) -> Invitation:
@@ -104,12 +112,32 @@ def open_invitation(data: bytes) -> Invitation:
     if len(data) > MAX_BYTES:
         raise WireError(f"an invitation longer than {MAX_BYTES} bytes")
     inside = exact_fields(parse_canonical(data), {"invitation", "signature"}, "invitation file")["invitation"]
-    fields = exact_fields(inside, {"protocol", *Invitation.__dataclass_fields__}, "invitation")
+    names = {"protocol", *Invitation.__dataclass_fields__}
+    if isinstance(inside, dict) and "personas" not in inside:
+        names.remove("personas")
+    fields = exact_fields(inside, names, "invitation")
     if fields.pop("protocol") != PROTOCOL:
         raise WireError(f"an invitation of another protocol than {PROTOCOL}")
-    found = Invitation(**fields)
+    personas = fields.pop("personas", [])
+    if not isinstance(personas, list):
+        raise WireError("an invitation whose personas are no list")
+    found = Invitation(**fields, personas=tuple(personas))
     signed_body("invitation", data, found.root, MAX_BYTES)
     return found
+
+
+def persona_name(declared: str) -> str:
+    """Return the name in "name: description"."""
+    return declared.partition(":")[0].strip()
+
+
+def require_personas(declared: tuple[str, ...]) -> None:
+    """Raise ConfigError unless these are no personas, or two and more with a short, printable text and a name each."""
+    texts = all(isinstance(text, str) and 0 < len(text) <= 200 and text.isprintable() for text in declared)
+    _require(texts, "a persona is a text of at most 200 letters")
+    names = {persona_name(text).casefold() for text in declared}
+    _require(len(declared) != 1 and len(declared) <= MAX_PERSONAS, f"personas are two at least, {MAX_PERSONAS} at most")
+    _require(len(names) == len(declared) and "" not in names, "each persona has a name of its own")
 
 
 @dataclass(frozen=True)

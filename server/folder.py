@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from privacy.canonical import is_digest, is_name
 from privacy.directory import Directory, open_directory
-from privacy.enrolment import federation_number, split_address
+from privacy.enrolment import federation_number, require_personas, split_address
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.policy import Policy, open_policy
@@ -48,7 +48,8 @@ class Settings:
     `address` is where SuperNodes connect (host:port); `listen` the address that is listened on, `control` the port of
     the SuperLink on loopback, `observe` that of the operator's page and metrics. `cohort` devices are invited to a
     round and are the least that a device answers among;
-    with `personas` (0: none) every second of the `rounds` trains these; `hold_s` and `stage_s` as in `server.rounds`.
+    with `personas` (0: none) every second of the `rounds` trains these, chosen by their loss, or by their owners where
+    they are `declared` ("name: description" each); `hold_s` and `stage_s` as in `server.rounds`.
     """
 
     federation: str
@@ -71,6 +72,7 @@ class Settings:
     control: int = 9443
     observe: int = 9444
     names: tuple[str, ...] = ()
+    declared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(is_name(self.federation), "federation is a name")
@@ -85,6 +87,8 @@ class Settings:
         _require(type(self.personas) is int and (self.personas == 0 or self.personas >= 2), "personas is 0 or from 2")
         _require(not self.personas or self.rounds >= 2, "personas need two rounds: every second one trains them")
         _require(self.noise > 0 and self.clip_norm > 0, "noise_multiplier and clip are above 0")
+        require_personas(self.declared)
+        _require(len(self.declared) in (0, self.personas), "a declared persona is one of as many personas")
         for name in ("control", "observe"):
             _require(0 < getattr(self, name) < 65536, f"{name} is a port")
 
@@ -126,7 +130,7 @@ class OperatorFolder:
         """Return what was chosen. Raises ConfigError where the folder holds no federation."""
         try:
             values: Any = json.loads((self.folder / SETTINGS).read_bytes())
-            values["names"] = tuple(values.get("names", ()))
+            values |= {name: tuple(values.get(name, ())) for name in ("names", "declared")}
             return Settings(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             hint = "`confide server init` makes one"

@@ -16,6 +16,7 @@ from privacy.enrolment import Invitation
 from privacy.errors import ConfigError
 from privacy.files import write_atomic
 from privacy.ledger import Ledger
+from privacy.objective import DECLARED, LEAST_LOSS
 from privacy.policy import Policy, signed_policy
 from privacy.query import NO_DIRECTORY, Cohort, Limits
 from server import members
@@ -68,6 +69,7 @@ def found(operator: OperatorFolder, settings: Settings, basis: Basis) -> None:
         model_sha256=settings.model_sha256,
         layers=settings.layers,
         hold_s=settings.hold_s,
+        personas=settings.declared,
     )
     write_atomic(folder / "invitation.json", invitation.signed(root))
     stage_bundle(folder / "bundle")
@@ -123,6 +125,8 @@ def begin(operator: OperatorFolder, campaign: str) -> ServerHome:
         seed=0,
         directory_sha256=directory.sha256 or NO_DIRECTORY,
         persona_floor=Cohort(settings.cohort).min_survivors,
+        persona_choice=DECLARED if settings.declared else LEAST_LOSS,
+        declared=settings.declared,
     )
     stage = float(settings.stage_s)
     deadlines = Deadlines(stage=stage, window=float(settings.hold_s), training=600.0, greeting=stage)

@@ -50,6 +50,25 @@ def test_an_invitation_comes_back_as_it_was_signed(invitation: Invitation) -> No
     assert open_invitation(invitation.signed(ROOT_KEY)) == invitation
 
 
+def test_declared_personas_are_signed_and_a_file_without_them_is_as_before(invitation: Invitation) -> None:
+    file = json.loads(invitation.signed(ROOT_KEY))
+    assert "personas" not in file["invitation"]
+    declaring = replace(invitation, personas=("nurse: cares for people", "teacher"))
+    assert open_invitation(declaring.signed(ROOT_KEY)) == declaring
+    told = json.loads(declaring.signed(ROOT_KEY))
+    for personas in (["nurse: cares for people", "spy"], ["teacher", "nurse: cares for people"], []):
+        told["invitation"]["personas"] = personas
+        with pytest.raises(SignatureInvalid, match="invitation"):
+            open_invitation(canonical_json(told))
+    for wrong in ("nurse", None, {"nurse": 1}):
+        told["invitation"]["personas"] = wrong
+        with pytest.raises(WireError, match="no list"):
+            open_invitation(canonical_json(told))
+    del told["invitation"]["personas"]
+    with pytest.raises(SignatureInvalid, match="invitation"):
+        open_invitation(canonical_json(told))
+
+
 @pytest.mark.parametrize("field", ["address", "bundle_sha256", "model", "model_sha256", "layers", "hold_s"])
 def test_an_invitation_with_one_field_changed_does_not_verify(invitation: Invitation, field: str) -> None:
     file = json.loads(invitation.signed(ROOT_KEY))
@@ -79,6 +98,12 @@ def test_another_root_key_signs_no_invitation_and_its_own_has_another_number(inv
         {"authority": "no certificate"},
         {"federation": "another"},
         {"bundle_sha256": "00"},
+        {"personas": ("one: alone",)},
+        {"personas": ("one: a", " ONE : b")},
+        {"personas": ("one: a", ": no name")},
+        {"personas": ("one: a", "two: b" + "x" * 200)},
+        {"personas": ("one: a", "two:\nb")},
+        {"personas": ("one: a", 2)},
     ],
 )
 def test_what_cannot_be_meant_is_no_invitation(invitation: Invitation, change: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,6 +19,7 @@ from client.agent import open_devices
 from client.deliveries import Deliveries
 from client.service import AgentService, Lazy, Pace
 from privacy.accounting import rho_of
+from privacy.enrolment import open_invitation
 from privacy.errors import ConfideError, ConfigError, ReleaseInvalid
 from privacy.ledger import read_ledger
 from privacy.query import Query
@@ -29,7 +31,7 @@ from server.publish import publish
 from server.released import described, lines, taken_out
 from server.rounds import Deadlines, Done, Watch
 from tests.agents_by_hand import LAYOUT, Learner, signing_key
-from tests.operator_by_hand import enrolled_with, operator_in
+from tests.operator_by_hand import enrolled_with, operator_in, settings_of
 
 NAMES = ("ann", "bob", "cid", "dee")
 
@@ -52,14 +54,25 @@ def noise_key(user: str) -> bytes:
     return hashlib.sha256(b"noise of " + user.encode()).digest()
 
 
-def played(operator: OperatorFolder, folder: Path, campaign: str) -> None:
+class Named(Learner):
+    """A learner whose people count themselves to personas."""
+
+    def __init__(self, slots: Mapping[str, int]) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def declared(self, user: str) -> int | None:
+        return self.slots.get(user)
+
+
+def played(operator: OperatorFolder, folder: Path, campaign: str, learner: Learner | None = None) -> None:
     """Run a campaign of the operator's folder to its release, with a device by hand for each name."""
     directory, policy = operator.directory, operator.policy
     assert directory is not None
     keys = {name: signing_key(name) for name in NAMES}
     home = replace(begin(operator, campaign), deadlines=Deadlines(stage=5.0, training=2.0, again=0.01, greeting=0.1))
     devices = open_devices(
-        folder / "ledgers", policy, list(NAMES), keys, noise_key, Learner(), folder / "answers", directory
+        folder / "ledgers", policy, list(NAMES), keys, noise_key, learner or Learner(), folder / "answers", directory
     )
     deliveries = Deliveries(policy, directory=home.directory())
     courier = Courier(AgentService(list(devices.values()), deliveries, Lazy(), Pace()), deliveries, NAMES)
@@ -100,10 +113,43 @@ def test_a_policy_grants_personas_only_where_there_are_some(operator: OperatorFo
     assert with_them.budget_rho == without.budget_rho, "a round with personas costs what a round costs"
 
 
-@pytest.mark.parametrize("wrong", [{"personas": 1}, {"personas": -1}, {"personas": 2, "rounds": 1}])
-def test_personas_that_cannot_be_trained_are_refused(wrong: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="personas"):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"personas": 1},
+        {"personas": -1},
+        {"personas": 2, "rounds": 1},
+        {"personas": 2, "rounds": 2, "declared": ("one: alone",)},
+        {"personas": 2, "rounds": 2, "declared": ("one: a", "One: b")},
+        {"personas": 3, "rounds": 2, "declared": ("one: a", "two: b")},
+    ],
+)
+def test_personas_that_cannot_be_trained_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="persona"):
         operator_in(tmp_path / "f", **wrong)
+
+
+def test_declared_personas_are_trained_by_those_who_count_themselves_to_them(tmp_path: Path) -> None:
+    told = ("nurse: cares for people", "teacher: gives lessons")
+    made = operator_in(tmp_path / "f", cohort=4, rounds=2, personas=2, declared=told, noise_multiplier="1/100")
+    for name in NAMES:
+        members.admit(made, enrolled_with(made, name, members.invite(made), signing_key(name)), vetted=True)
+    played(made, tmp_path, "spring", Named({"ann": 1, "bob": 1, "cid": 1}))
+    facts = described(OperatorFolder(made.folder))
+    assert list(facts["personas"]) == ["persona-1"], "nobody counts to the first, and nothing of it is published"
+    persona = facts["personas"]["persona-1"]
+    assert persona["description"] == told[1] and float(persona["noisy_count"]) == pytest.approx(3, abs=0.5)
+    assert open_invitation((made.folder / "invitation.json").read_bytes()).personas == told
+    asked = sorted((made.home / "checkpoints" / "rounds").glob("*.query"))[1]
+    assert Query.from_bytes(asked.read_bytes()).choice == "declared"
+
+
+def test_a_federation_of_before_there_were_declared_personas_is_read(tmp_path: Path) -> None:
+    made = operator_in(tmp_path / "f")
+    values = settings_of(made)
+    assert values.pop("declared") == []
+    (made.folder / "federation.json").write_text(json.dumps(values))
+    assert OperatorFolder(made.folder).settings == made.settings
 
 
 def test_what_a_release_holds_is_said_after_it_was_verified(operator: OperatorFolder) -> None:
