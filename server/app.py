@@ -17,7 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from privacy.errors import ConfideError
-from server.courier import FlowerCourier
+from server.courier import AGAIN_S, FlowerCourier
 from server.events import EventLog
 from server.home import ServerHome
 from server.link import Link, LinkWatch
@@ -52,7 +52,9 @@ def rounds(home: ServerHome, grid: Grid, watch: Watch, publishes: bool = False) 
         people = len(directory)
         if home.simulated:
             return FlowerCourier(grid, directory, lambda nodes: -(-people // nodes))
-        return FlowerCourier(grid, directory, nodes=home.plan.cohort, greeting_s=home.deadlines.greeting)
+        return FlowerCourier(
+            grid, directory, nodes=home.plan.cohort, greeting_s=home.deadlines.greeting, again_s=AGAIN_S
+        )
 
     with home.rounds(courier_to, watch) as all_rounds:
         all_rounds.run()

@@ -191,6 +191,8 @@ def run(
         _require_floor(operator)
         link = SuperLink(operator)
         link.stop_runs()
+        if not link.starts_runs():
+            link.start_anew()
         name, started = _campaign(operator, campaign, new), time.time()
         run_id = link.submit()
         with _at_work(f"campaign {name}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ RECORD, FRAMES = "confide", "frames"
 NOTHING = b""
 GREETED_S = 30.0
 POLL_S = (0.02, 0.5)  # the pause between two looks for answers: the first, and the longest
+AGAIN_S = 15.0  # without an answer from anybody before those who are silent are asked once more
+AGAIN_BYTES = 2**18  # the largest frames that are sent twice: a slow way has enough to do with larger ones
 
 
 _In = TypeVar("_In")
@@ -33,6 +36,10 @@ class FlowerCourier:
 
     Node ids are Flower's: random, new at every start. A device is found anew at each greeting by its own signature over
     node id and nonce. A node may speak for several simulated people, on a device it speaks for one.
+
+    With `again_s`, nodes that are silent when half of all have answered, and nobody else did for so long, are sent the
+    same bytes once more in a message of their own. Flower loses a message now and then, when its database is locked at
+    that moment, and never brings it again; a device gives the same bytes to the same question.
     """
 
     def __init__(
@@ -43,7 +50,9 @@ class FlowerCourier:
         nodes: int = 1,
         greeting_s: float = GREETED_S,
         clock: Callable[[], float] = time.monotonic,
+        again_s: float = math.inf,
     ) -> None:
+        self._again_s = again_s
         self._grid, self._directory, self._people = grid, directory, people_per_node
         self._replies = Replies(grid, clock)
         self._nodes, self._greeting_s, self._clock = nodes, greeting_s, clock
@@ -109,23 +118,34 @@ class FlowerCourier:
         heard: Callable[[int, int, bytes], None],
     ) -> None:
         """Push one message to each node and pull replies until the deadline; errors and strangers count as nothing."""
-        until = self._clock() + deadline_s
-        messages = [_message(node, message_type, frames, deadline_s) for node, frames in boxes.items()]
-        pushed = {str(name) for name in self._tried(self._grid.push_messages, messages) if name}  # None: not taken
-        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in messages if m.metadata.message_id in pushed}
-        pause, longest = POLL_S
+        heard_s = self._clock()
+        until = heard_s + deadline_s
         self._replies.forget()
+        waiting = self._pushed(message_type, boxes, deadline_s)
+        (pause, longest), again = POLL_S, len(waiting) // 2
         while waiting and self._clock() < until:
+            if len(waiting) <= again and self._clock() - heard_s >= self._again_s:
+                small = {node: boxes[node] for node in waiting.values() if sum(map(len, boxes[node])) <= AGAIN_BYTES}
+                waiting |= self._pushed(message_type, small, until - self._clock())
+                again = -1
             for reply in self._tried(self._replies.whole, list(waiting)):
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is None or (node != reply.metadata.src_node_id and not reply.has_error()):
                     continue  # a reply that came twice, too late, or from a node that nobody asked
-                pause = POLL_S[0]
+                for other in [name for name, asked in waiting.items() if asked == node]:  # it was asked twice
+                    del waiting[other]
+                pause, heard_s = POLL_S[0], self._clock()
                 for place, data in enumerate(_frames(reply)[: len(boxes[node])]):
                     heard(node, place, data)
             if waiting:
                 time.sleep(pause)
                 pause = min(1.5 * pause, longest)
+
+    def _pushed(self, message_type: str, boxes: Mapping[int, Sequence[bytes]], ttl: float) -> dict[str, int]:
+        """Push one message to each node and return the nodes by message; without those that the grid did not take."""
+        messages = [_message(node, message_type, frames, ttl) for node, frames in boxes.items()]
+        pushed = {str(name) for name in self._tried(self._grid.push_messages, messages) if name}  # None: not taken
+        return {m.metadata.message_id: m.metadata.dst_node_id for m in messages if m.metadata.message_id in pushed}
 
     @staticmethod
     def _tried(call: Callable[[list[_In]], Iterable[_Out]], argument: list[_In]) -> list[_Out]:

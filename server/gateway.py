@@ -4,6 +4,9 @@ Flower's SuperLink serves three interfaces on one port, and whoever reaches the 
 runs: the open edition knows no accounts. So the SuperLink listens on loopback, and this passes on exactly the calls
 that a SuperNode makes once it is registered. Everything else is answered 404 here, and never reaches it.
 
+What the SuperLink answers 500, for a database that was locked at that moment, is answered 503: a SuperNode asks again
+then. At 500 its heartbeat would end for good, and it would count as gone until somebody starts it anew.
+
 SuperNodes prove who they are to the SuperLink by a signature in each call's headers, which pass through as they came.
 """
 
@@ -79,7 +82,8 @@ class Gateway:
             response = await self._client.send(request, stream=True)
             try:
                 kept = [(k.lower(), v) for k, v in response.headers.raw if k.lower() not in HOP_BY_HOP]
-                await send({"type": "http.response.start", "status": response.status_code, "headers": kept})
+                status = 503 if response.status_code == 500 else response.status_code
+                await send({"type": "http.response.start", "status": status, "headers": kept})
                 started = True
                 async for part in response.aiter_raw():
                     await send({"type": "http.response.body", "body": part, "more_body": True})

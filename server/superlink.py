@@ -46,7 +46,8 @@ class SuperLink:
         """Start it in a session of its own; one that an earlier, killed server left behind is ended first."""
         self.end_left_over()
         tls = self.operator.folder.absolute() / "tls"
-        command = [str(self._bin / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-P", str(Path(__file__).with_name("patient_superlink.py"))]
+        command += [str(self._bin / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "server.crt")]
         command += ["--ssl-keyfile", str(tls / "server.key"), "--database", str(self.folder / "superlink.db")]
         command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
@@ -70,6 +71,31 @@ class SuperLink:
             return
         if str(self.folder / "superlink.db").encode() in words:
             stop(pid)
+
+    def starts_runs(self) -> bool:
+        """Return whether the program of Flower's that starts runs is there; the SuperLink itself does not miss it."""
+        wanted = (b"flower-superexec", f"127.0.0.1:{self.port}".encode())
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                line = path.read_bytes()
+                if all(each in line for each in wanted):
+                    return True
+        return False
+
+    def start_anew(self) -> None:
+        """End the SuperLink, which `confide server start` then starts again, and return once it listens.
+
+        Raises ConfideError where it does not come back.
+        """
+        before = (self.folder / "pid").read_bytes()
+        self.end_left_over()
+        until = time.monotonic() + READY_S
+        while (self.folder / "pid").read_bytes() == before or not (listens(self.port) and self.starts_runs()):
+            if time.monotonic() > until:
+                raise ConfideError(
+                    f"Flower's SuperLink did not come back: see {self.folder / 'logs' / 'superlink.log'}"
+                )
+            time.sleep(0.2)
 
     def wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         """Return once it listens. Raises ConfideError if it ends before, or does not begin to."""

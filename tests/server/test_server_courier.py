@@ -199,6 +199,58 @@ def test_who_is_silent_is_waited_for_until_the_deadline_and_no_longer() -> None:
     assert exchanged(courier, ["d02"], 5.0) == [], "who did not answer the greeting is not reached, and not waited for"
 
 
+def test_a_message_that_is_lost_on_the_way_is_sent_once_more_when_most_have_answered() -> None:
+    lost = {7: 1, 55: 2}  # how many messages to each are lost
+
+    def answer(node: int, message: Message, frames: list[bytes]) -> list[bytes] | Exception | None:
+        if message.metadata.message_type != "query.hello" and lost.get(node, 0):
+            lost[node] -= 1
+            return None
+        return honest(node, message, frames)
+
+    grid = HandGrid(answer)
+    courier = courier_over(grid, again_s=0.2)
+    courier.greet([], USERS)
+    grid.pushed.clear()
+    begun = time.monotonic()
+    assert sorted(exchanged(courier, deadline_s=1.5)) == [e for e in EXPECTED if e[0] != "d03"], "not more than once"
+    assert time.monotonic() - begun >= 1.5
+    asked = [(m.metadata.dst_node_id, frames_of(m)) for m in grid.pushed]
+    assert sorted(node for node, _ in asked[4:]) == [7, 55]
+    assert dict(asked[4:]) == {node: frames for node, frames in asked[:4] if node in (7, 55)}, "the same bytes"
+
+
+def test_nobody_is_asked_twice_while_most_are_silent_or_the_frame_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = {7, 55, 101}
+
+    def answer(node: int, message: Message, frames: list[bytes]) -> list[bytes] | Exception | None:
+        asked = message.metadata.message_type != "query.hello"
+        return None if asked and node in silent else honest(node, message, frames)
+
+    grid = HandGrid(answer)
+    courier = courier_over(grid, again_s=0.1)
+    courier.greet([], USERS)
+    grid.pushed.clear()
+    exchanged(courier, deadline_s=0.5)
+    assert len(grid.pushed) == 4, "three of four are silent: it is not these messages that were lost"
+    silent.difference_update({55, 101})
+    monkeypatch.setattr("server.courier.AGAIN_BYTES", 4)
+    grid.pushed.clear()
+    exchanged(courier, deadline_s=0.5)
+    assert len(grid.pushed) == 4
+
+
+def test_who_answers_both_messages_is_heard_once() -> None:
+    grid = HandGrid(honest)
+    courier = courier_over(grid, again_s=0.05)
+    courier.greet([], USERS)
+    grid.pushed.clear()
+    grid.delay = lambda node: 6 if node == 7 else 0
+    assert sorted(exchanged(courier)) == EXPECTED
+    assert [m.metadata.dst_node_id for m in grid.pushed[4:]] == [7]
+    assert sorted(exchanged(courier)) == EXPECTED, "and what comes late is nothing at the next stage"
+
+
 def test_it_waits_for_the_least_number_of_nodes_and_says_if_there_is_none() -> None:
     grid = HandGrid(honest, [101])
     begun = time.monotonic()

@@ -24,6 +24,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.status = 201
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -36,7 +37,7 @@ class Upstream:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.seen.append((scope["method"], scope["path"], headers, body))
         more = [(b"content-type", b"application/x-protobuf"), (b"x-of-the-superlink", b"yes")]
-        await send({"type": "http.response.start", "status": 201, "headers": more})
+        await send({"type": "http.response.start", "status": self.status, "headers": more})
         await send({"type": "http.response.body", "body": b"answer " + body[:32]})
 
 
@@ -74,6 +75,16 @@ def test_a_fleet_call_passes_with_its_headers_and_its_bytes(doors: tuple[int, Up
         method, path, received, whole = upstream.seen[-1]
         assert (method, path, whole) == ("POST", "/v1/fleet/push-object", body)
         assert received["flwr-signature"] == "abc" and received["content-type"] == "application/x-protobuf"
+
+
+def test_what_ends_a_supernodes_heartbeat_for_good_does_not_reach_it(doors: tuple[int, Upstream], tls: Path) -> None:
+    port, upstream = doors
+    try:
+        for behind, here in ((500, 503), (503, 503), (401, 401), (404, 404), (201, 201)):
+            upstream.status = behind
+            assert asked(port, "POST", "/v1/fleet/send-node-heartbeat", b"x", tls / "ca.crt")[0] == here
+    finally:
+        upstream.status = 201
 
 
 @pytest.mark.parametrize(
