@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,6 @@ from privacy.errors import CohortTooSmall, ConfideError, ConfigError
 
 if TYPE_CHECKING:
     from server.folder import OperatorFolder
-    from server.superlink import SuperLink
 
 server = typer.Typer(
     help="A federation of real devices: found it, admit devices, run campaigns.",
@@ -26,7 +25,6 @@ server = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="The federation's folder on this server.")]
 Keys = Annotated[Path | None, typer.Option(help="Where root.key and ca.key are kept, if not in FOLDER/root.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-POLL_S, ASK_S = 1.0, 30.0
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - the fleet's door is for devices; all else is on loopback
 
 
@@ -180,6 +178,7 @@ def run(
 ) -> None:
     """Run a campaign to its release, or go on with the one that was interrupted."""
     from server.found import bundle_sha256
+    from server.running import finished, reason
     from server.superlink import SuperLink
 
     operator = _opened(folder)
@@ -196,8 +195,8 @@ def run(
         name, started = _campaign(operator, campaign, new), time.time()
         run_id = link.submit()
         with _at_work(f"campaign {name}"):
-            status = _finished(operator, link, run_id, started)
-        line = _reason(operator, started)
+            status = finished(operator, lambda: link.run_status(run_id), started)
+        line = reason(operator, started)
         if status != "finished:completed":
             raise ConfideError(line or f"the run ended as {status}: see {link.folder / 'logs' / 'superlink.log'}")
     release = operator.home / "release"
@@ -340,35 +339,6 @@ def _verdict(operator: OperatorFolder, people: int) -> dict[str, Any]:
     )
     found = plan(asked).as_dict()
     return {name: found[name] for name in ("verdict", "epsilon", "noise_ratio")}
-
-
-def _finished(operator: OperatorFolder, link: SuperLink, run_id: str, since: float) -> str:
-    """Return Flower's status of the run once it is over.
-
-    Flower's own command takes seconds of a processor, so the campaign's events are looked at in between.
-    """
-    asked = 0.0
-    while True:
-        over = bool(_ended(operator, since)) or time.monotonic() - asked > ASK_S
-        if over and (status := link.run_status(run_id)).startswith("finished"):
-            return status
-        asked = time.monotonic() if over else asked
-        time.sleep(POLL_S)
-
-
-def _ended(operator: OperatorFolder, since: float) -> list[Mapping[str, Any]]:
-    """Return the events since then that end a run."""
-    from datetime import datetime
-
-    from server.events import events
-
-    found = [e for e in events(operator.home) if e["event"] in ("failed", "released")]
-    return [e for e in found if datetime.fromisoformat(str(e["ts"])).timestamp() >= since]
-
-
-def _reason(operator: OperatorFolder, since: float) -> str:
-    """Return the line of the failure that the campaign's server noted since then, "" for none."""
-    return next((str(e.get("reason", "")) for e in reversed(_ended(operator, since)) if e["event"] == "failed"), "")
 
 
 def _opened(folder: Path, keys: Path | None = None) -> OperatorFolder:
