@@ -25,6 +25,7 @@ from client.listener import RelaySocket
 from client.service import AgentService, Pace, Worker
 from privacy.adapter import AdapterLayout, Basis, Cores
 from privacy.answer import make_answer, sum_answers
+from privacy.directory import newer_directory
 from privacy.enrolment import Enrolment, open_invitation
 from privacy.query import Query
 from server import members
@@ -139,7 +140,8 @@ class Crew:
             folder / "answers",
             directory,
         )
-        deliveries = Deliveries(policy, directory=file)
+        self._root = operator.root_public
+        deliveries = Deliveries(policy, on_directory=self._take_directory, directory=file)
         self.service = AgentService(
             list(self.devices.values()), deliveries, Worker(threading.RLock()), Pace(hold_s=1.0)
         )
@@ -157,6 +159,11 @@ class Crew:
             for name in survivors
         ]
         return bool((sum_answers(query, answers)[0] == total).all())
+
+    def _take_directory(self, file: bytes) -> None:
+        """Take a newer directory for all devices, as each would. Raises ConfideError for another."""
+        for device in self.devices.values():
+            device.directory = newer_directory(file, self._root, device.directory)
 
     def close(self) -> None:
         """Stop answering and close the ledgers."""
