@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -287,11 +286,11 @@ class Federation:
 
 def made_basis(folder: Path, model: Path) -> Path:
     """Return the file of a basis of the tiny model, from a few of its own samples."""
-    from deploy.local.choice import Choice
-    from deploy.local.prepare import made_basis as made
+    from client.basis import BasisSettings, own_samples, whitened_basis
+    from client.model import LanguageModel
 
-    path = folder / "basis.safetensors"
-    made(model, replace(Choice(str(model)), layers=2, rank=4, samples=6, sample_tokens=24)).save(path)
+    path, loaded = folder / "basis.safetensors", LanguageModel.load(model, top_layers=2)
+    whitened_basis(loaded, own_samples(loaded, 6, 24, seed=0), BasisSettings(rank=4)).save(path)
     return path
 
 

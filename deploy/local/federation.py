@@ -1,8 +1,10 @@
 # Run in the end-to-end test (tests/deploy).
-"""A federation of two on loopback: `deploy/local/up`, `deploy/local/down`, and what the test calls in between.
+"""A federation of two on loopback, by the commands that operators and people type: `deploy/local/up` and the others.
 
-One SuperLink (TLS, SuperNodes by registered key, no telemetry, no installing at run time), and for each device a
-SuperNode and an agent. Each SuperNode finds our `flwr-clientapp` first on its PATH, unless it is told `--stock`.
+    confide server init, invite, admit, start, run          over FOLDER/server
+    confide device join, then what a service manager runs   over FOLDER/devices/device-1 and device-2
+
+Nothing here makes a key, a certificate, a policy or a campaign.
 """
 
 from __future__ import annotations
@@ -14,145 +16,83 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from client.agent_home import AgentHome
+from client.base_model import base_model_path
 from client.listener import ask
-from deploy.local.choice import Choice
 from deploy.local.processes import Processes
 from privacy.errors import ConfideError, ConfigError
 from privacy.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-LINK = "confide"
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
-POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # Flower's own is a second, for each message
 READY_S = 180.0
+EXAMPLE = {
+    "ada": ("The kettle sings before I do.", "I walked to the mill and back in the rain.", "No letters today."),
+    "ben": ("We fixed the roof at last.", "My brother still owes me a ladder.", "Soup again, and I do not mind."),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may be chosen. Two people give no privacy worth the name: this is a rehearsal of the machinery."""
+
+    model: str
+    people: Path | None = None
+    rounds: int = 1
+    layers: int = 10
+    rank: int = 8
+    samples: int = 64
+    sample_tokens: int = 112
+    own_tokens: int = 128
+    noise_multiplier: str = "1"
+    scrub: bool = True
+    hold_s: int = 30
+    stage_s: int = 90
 
 
 class Federation:
-    """The federation in `folder`, prepared or about to be."""
+    """The federation in `folder`, founded or about to be."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self.server = self.folder / "server"
         self.processes = Processes(self.folder)
-        self.bin = Path(sys.executable).parent
 
     @property
     def homes(self) -> list[AgentHome]:
         """Return the agents' homes."""
         return [AgentHome(path) for path in sorted((self.folder / "devices").glob("device-*"))]
 
+    def up(self, choice: Choice) -> None:
+        """Found what is not there, start everything and wait until it is ready. Raises ConfideError."""
+        people, model = people_of(choice.people), base_model_path(choice.model)
+        if not (self.server / "federation.json").exists():
+            self._found(choice, model)
+        for number, (user, lines) in enumerate(people.items(), 1):
+            self._enrol(f"device-{number}", user, lines, model, choice)
+        door = int(json.loads((self.server / "federation.json").read_bytes())["address"].rpartition(":")[2])
+        server = self._begin("server", "-m", "confide", "server", "start", str(self.server))
+        self._wait(lambda: listens(door), server, "the server")
+        agents = [(home, self._take_part(home)) for home in self.homes]
+        for home, process in agents:
+            self._wait(lambda home=home: answers(home), process, f"the agent of {home.folder.name}")  # type: ignore[misc]
+
+    def run(self) -> int:
+        """Run the campaign, new or begun, in the background, and return the number of the process that waits for it."""
+        return self._begin("run", "-m", "confide", "server", "run", str(self.server))
+
     @property
-    def ports(self) -> dict[str, int]:
-        """Return the loopback ports, of the SuperLink and of each SuperNode's own interface; drawn once."""
-        path = self.folder / "ports.json"
-        if not path.exists():
-            names = ["superlink", *(home.folder.name for home in self.homes)]
-            write_atomic(path, json.dumps(dict(zip(names, free_ports(len(names)), strict=True))).encode())
-        found: dict[str, int] = json.loads(path.read_bytes())
-        return found
-
-    def up(self, choice: Choice, stock: bool = False) -> None:
-        """Prepare what is not there, start everything and wait until it is ready. Raises ConfideError."""
-        if not (self.folder / "prepared").exists():
-            from deploy.local.prepare import prepare  # torch loads here
-
-            prepare(self.folder, choice)
-            write_atomic(self.folder / "prepared", b"")
-        self.start_superlink()
-        for home in self.homes:
-            self.flwr("supernode", "register", str(home.folder / "supernode.pub"), LINK)
-        for home in self.homes:
-            self.start_agent(home)
-        for home in self.homes:
-            self.wait_for_agent(home)
-            self.start_supernode(home, stock)
-
-    def start_superlink(self) -> None:
-        """Start the SuperLink and wait for its port."""
-        tls, port = self.folder / "tls", self.ports["superlink"]
-        command = [str(self.bin / "flower-superlink"), "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "server.crt")]
-        command += ["--ssl-keyfile", str(tls / "server.key"), "--database", str(self.folder / "superlink.db")]
-        command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        place = {"FLWR_HOME": str(self.folder / "operator"), "CONFIDE_SERVER_HOME": str(self.folder / "server")}
-        self.processes.start("superlink", command, self._environment(place))
-        self.wait(lambda: listens(port), "the SuperLink")
-        lines = ["[superlink]", f'default = "{LINK}"', "", f"[superlink.{LINK}]", f'address = "127.0.0.1:{port}"']
-        lines += [f'root-certificates = "{tls / "ca.crt"}"', ""]
-        write_atomic(self.folder / "operator" / "config.toml", "\n".join(lines).encode())
-
-    def start_agent(self, home: AgentHome) -> int:
-        """Start one device's agent and return its process id."""
-        command = [sys.executable, "-P", "-m", "client.resident", "--home", str(home.folder)]
-        environment = self._environment({"PYTHONPATH": str(ROOT), "CONFIDE_HOME": str(home.folder)})
-        return self.processes.start(f"{home.folder.name}-agent", command, environment)
-
-    def wait_for_agent(self, home: AgentHome) -> None:
-        """Return once the device's agent answers its person. Raises ConfideError if it ends before."""
-        words = ("client.resident", str(home.folder))
-
-        def ready() -> bool:
-            if not self.processes.running(*words):
-                raise ConfideError(f"the agent of {home.folder.name} ended: see {self.folder / 'logs'}")
-            return answers(home)
-
-        self.wait(ready, f"the agent of {home.folder.name}")
-
-    def start_supernode(self, home: AgentHome, stock: bool = False) -> int:
-        """Start one device's SuperNode and return its process id."""
-        name, tls = home.folder.name, self.folder / "tls"
-        command = [str(self.bin / "flower-supernode"), "--superlink", f"127.0.0.1:{self.ports['superlink']}"]
-        command += ["--root-certificates", str(tls / "ca.crt"), "--host", "127.0.0.1", "--port", str(self.ports[name])]
-        command += ["--auth-supernode-private-key", str(home.folder / "supernode")]
-        place = {"FLWR_HOME": str(home.folder / "flwr"), "CONFIDE_HOME": str(home.folder)}
-        if stock:
-            place["CONFIDE_SOCKET"] = str(home.folder / "relay.sock")
-        else:
-            place |= {"PYTHONPATH": str(ROOT), "CONFIDE_PYTHON": sys.executable}
-        environment = self._environment(place)
-        if not stock:
-            environment["PATH"] = f"{ROOT / 'deploy' / 'launcher'}{os.pathsep}{environment['PATH']}"
-        return self.processes.start(f"{name}-supernode", command, environment)
-
-    def return_supernode(self, home: AgentHome) -> None:
-        """Start a SuperNode that was killed, again and again until the SuperLink takes it.
-
-        A SuperLink refuses a node (exit 305, code 2004) that it still believes to be there: for up to a minute after
-        the last sign of life. A service manager that restarts what ended does the same.
-        """
-        name = f"{home.folder.name}-supernode"
-        log = self.folder / "logs" / f"{name}.log"
-
-        def connected() -> bool:
-            before = log.stat().st_size
-            pid = self.start_supernode(home)
-            while (Path("/proc") / str(pid)).exists():
-                if b"SuperNode ID" in log.read_bytes()[before:]:
-                    return True
-                time.sleep(0.2)
-            time.sleep(5.0)
-            return False
-
-        self.wait(connected, f"the SuperNode of {home.folder.name}")
-
-    def submit(self) -> str:
-        """Submit a run of the campaign, new or begun, and return its id."""
-        found = json.loads(self.flwr("run", str(ROOT), LINK, "--format", "json"))
-        return str(found["run-id"])
-
-    def run_status(self, run_id: str) -> str:
-        """Return the status of a run in Flower's words, such as `finished:completed`."""
-        runs = json.loads(self.flwr("list", LINK, "--run-id", run_id, "--format", "json"))["runs"]
-        return str(runs[0]["status"])
+    def home(self) -> Path:
+        """Return the folder of campaign, ledger and release."""
+        return self.server / "server"
 
     def finished(self) -> bool:
         """Return whether the campaign's release is there."""
-        return (self.folder / "server" / "release" / "release.json").exists()
+        return (self.home / "release" / "release.json").exists()
 
     def status(self) -> dict[str, Any]:
         """Return what each device's agent says of itself, and whether the release is there."""
@@ -165,29 +105,77 @@ class Federation:
         """End everything that was started for this folder and return what is left."""
         return self.processes.stop()
 
-    def flwr(self, *words: str) -> str:
-        """Return what Flower's command prints. Raises ConfideError with its last line if it fails."""
-        environment = self._environment({"FLWR_HOME": str(self.folder / "operator")})
-        command = [str(self.bin / "flwr"), *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=self.folder)
-        if done.returncode:
-            lines = (done.stderr.strip() or done.stdout.strip() or "?").splitlines()
-            raise ConfideError(f"flwr {words[0]} failed: {lines[-1]}")
-        return done.stdout
+    def _found(self, choice: Choice, model: Path) -> None:
+        basis = self.folder / "basis.safetensors"
+        drawn = {"rank": choice.rank, "samples": choice.samples, "tokens": choice.sample_tokens}
+        self._confide("model", "basis", "--model", model, "--layers", choice.layers, "--out", basis, **drawn)
+        door, control, observe = free_ports(3)
+        sizes = {"layers": choice.layers, "cohort": len(EXAMPLE), "rounds": choice.rounds, "hold": choice.hold_s}
+        sizes |= {"stage": choice.stage_s, "own_tokens": choice.own_tokens, "control": control, "observe": observe}
+        words: list[object] = ["--model", model, "--basis", basis, "--noise-multiplier", choice.noise_multiplier]
+        words += ["--federation", "local", "--address", f"127.0.0.1:{door}", "--listen", "127.0.0.1"]
+        self._confide("server", "init", self.server, *words, **sizes)
 
-    def wait(self, holds: Callable[[], bool], what: str, patience_s: float = READY_S) -> None:
-        """Return once `holds`; raises ConfideError after `patience_s`."""
-        until = time.monotonic() + patience_s
+    def _enrol(self, name: str, user: str, lines: Sequence[str], model: Path, choice: Choice) -> None:
+        """Let a device join with its person's text, and admit it, if that was not done before."""
+        file = self.server / "members.json"
+        if file.exists() and name in {row["device"] for row in json.loads(file.read_bytes())}:
+            return
+        home = AgentHome(self.folder / "devices" / name)
+        invited = self._confide("server", "invite", self.server)
+        words = ["--code", invited["code"], "--safety-number", invited["safety_number"], "--name", name]
+        words += ["--model", model, "--without-vault", "--no-start"]
+        joined = self._confide("device", "join", self.server / "invitation.json", *words, home=home.folder)
+        home.save(replace(home.settings, person=user, scrub=choice.scrub, sampling_rate=1.0))
+        write_atomic(home.folder / "people.jsonl", "".join(f"{line}\n" for line in lines).encode(), mode=0o600)
+        number = ["--safety-number", joined["safety_number"], "--vetted"]
+        self._confide("server", "admit", self.server, home.folder / "enrolment.json", *number)
+
+    def _take_part(self, home: AgentHome) -> int:
+        name = home.folder.name
+        return self._begin(name, "-m", "client.take_part_alone", str(home.folder), CONFIDE_HOME=str(home.folder))
+
+    def _begin(self, name: str, *words: str, **more: str) -> int:
+        return self.processes.start(name, [sys.executable, "-P", *words], environment(more))
+
+    def _confide(self, *words: object, home: Path | None = None, **options: object) -> dict[str, Any]:
+        """Return the JSON object that a command prints. Raises ConfideError with its one line if it fails."""
+        told = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        command = [sys.executable, "-P", "-m", "confide", *map(str, words), *told, "--json"]
+        place = {"CONFIDE_HOME": str(home)} if home is not None else {}
+        done = subprocess.run(command, env=environment(place), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfideError((done.stderr.strip().splitlines() or ["?"])[-1])
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def _wait(self, holds: Callable[[], bool], process: int, what: str) -> None:
+        """Return once it holds. Raises ConfideError if the process ends before, or after `READY_S`."""
+        until = time.monotonic() + READY_S
         while not holds():
-            if time.monotonic() > until:
-                raise ConfideError(f"{what} is not ready after {patience_s:.0f} s: see {self.folder / 'logs'}")
+            if process not in self.processes.running() or time.monotonic() > until:
+                raise ConfideError(f"{what} did not become ready: see {self.folder / 'logs'}")
             time.sleep(0.2)
 
-    def _environment(self, more: dict[str, str]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONFIDE_", "FLWR_"))}
-        kept.pop("PYTHONPATH", None)
-        kept["PATH"] = f"{self.bin}{os.pathsep}{kept.get('PATH', os.defpath)}"
-        return {**kept, **QUIET, **POLL, **more}
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a command: this process's, without another federation's settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONFIDE_", "FLWR_"))}
+    cache = {name: os.environ[name] for name in ("CONFIDE_CACHE",) if name in os.environ}
+    return {**kept, **cache, "PYTHONPATH": str(ROOT), **more}
+
+
+def people_of(path: Path | None) -> Mapping[str, Sequence[str]]:
+    """Return the lines of each of the first two people in the file, or of two invented ones."""
+    if path is None:
+        return {u: [json.dumps({"user": u, "text": t, "split": "history"}) for t in ts] for u, ts in EXAMPLE.items()}
+    found: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if line.strip():
+            found.setdefault(str(json.loads(line)["user"]), []).append(line)
+    if len(found) < len(EXAMPLE):
+        raise ConfigError(f"{path.name}: two people at least")
+    return dict(list(found.items())[: len(EXAMPLE)])
 
 
 def free_ports(count: int) -> list[int]:
@@ -228,11 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--noise-multiplier", type=Fraction, default=Fraction(1))
-    parser.add_argument("--hold", type=float, default=30.0, help="seconds after which every answer is ready")
+    parser.add_argument("--noise-multiplier", default="1")
+    parser.add_argument("--hold", type=int, default=30, help="seconds after which every answer is ready")
     parser.add_argument("--no-scrub", action="store_true")
-    parser.add_argument("--stock", action="store_true", help="Flower's own flwr-clientapp: the server's code runs")
-    parser.add_argument("--no-run", action="store_true", help="start everything, submit no campaign")
+    parser.add_argument("--no-run", action="store_true", help="start everything, run no campaign")
     options = parser.parse_args(arguments)
     federation = Federation(options.folder)
     try:
@@ -251,12 +238,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if federation.processes.running():
                 raise ConfigError("this federation is up")
             try:
-                federation.up(choice, options.stock)
+                federation.up(choice)
             except BaseException:
                 federation.down()
                 raise
         if options.command == "run" or (options.command == "up" and not options.no_run):
-            _say({"run": federation.submit(), "folder": str(federation.folder)})
+            _say({"run": federation.run(), "folder": str(federation.folder)})
         elif options.command == "status":
             _say(federation.status())
         elif options.command == "down":

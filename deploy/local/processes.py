@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 MARK = "CONFIDE_FEDERATION"
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0  # a server ends its SuperLink, a device its agent and SuperNode, before they end themselves
 
 
 class Processes:
@@ -53,12 +53,12 @@ class Processes:
         """Return the ids of this folder's processes whose command line and environment hold all `words`."""
         return [int(path.name) for path in Path("/proc").glob("[0-9]*") if self._is_ours(int(path.name), words)]
 
-    def stop(self) -> list[int]:
+    def stop(self, patience_s: float = PATIENCE_S) -> list[int]:
         """End all of them, first by SIGTERM, then by SIGKILL, and return what is left (nothing)."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self.running():
                 send(pid, number)
-            until = time.monotonic() + PATIENCE_S
+            until = time.monotonic() + patience_s
             while self.running() and time.monotonic() < until:
                 time.sleep(0.1)
         for file in (self.folder / "pids").iterdir():

@@ -9,11 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 import confide
-from deploy.local import federation, prepare
+from deploy.local import federation
 from deploy.local.processes import MARK, Processes
 
 ROOT = Path(confide.__file__).parent
@@ -46,7 +44,7 @@ def test_what_ends_is_what_was_started_with_all_that_it_started(tmp_path: Path) 
             time.sleep(0.05)
         assert len(mine.running()) == 3, "a grandchild in a session of its own is found too"
         assert mine.running("no such word") == []
-        assert mine.stop() == [] == mine.running()
+        assert mine.stop(10.0) == [] == mine.running()
         assert others.running() == [other] and unmarked.poll() is None
     finally:
         others.stop()
@@ -54,26 +52,11 @@ def test_what_ends_is_what_was_started_with_all_that_it_started(tmp_path: Path) 
         unmarked.wait()
 
 
-def test_certificates_are_for_loopback_and_keys_for_this_user(tmp_path: Path) -> None:
-    prepare.certificates(tmp_path)
-    certificate = x509.load_pem_x509_certificate((tmp_path / "server.crt").read_bytes())
-    authority = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
-    certificate.verify_directly_issued_by(authority)
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert [str(name) for name in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
-    assert not (tmp_path / "ca.key").exists(), "nobody can sign another certificate"
-    prepare.node_key(tmp_path / "node")
-    for name in ("server.key", "node"):
-        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
-    load_ssh_private_key((tmp_path / "node").read_bytes(), None)
-    assert (tmp_path / "node.pub").read_text().startswith("ecdsa-sha2-nistp384 ")
-
-
 def test_two_people_are_needed(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"user": "a", "text": "x"}\n')
     with pytest.raises(Exception, match="two people"):
-        prepare.people_of(tmp_path / "one.jsonl")
-    assert sorted(prepare.people_of(None)) == ["ada", "ben"]
+        federation.people_of(tmp_path / "one.jsonl")
+    assert sorted(federation.people_of(None)) == ["ada", "ben"]
 
 
 def test_a_free_port_is_nobodys() -> None:
