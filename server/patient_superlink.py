@@ -22,9 +22,9 @@ def patient(pragmas: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]
 
 def main() -> None:
     """Run the program named by the first argument with those that follow."""
-    from flwr.supercore import sql_mixin
+    from flwr.supercore import constant, sql_mixin
 
-    sql_mixin.SQLITE_PRAGMAS = patient(sql_mixin.SQLITE_PRAGMAS)
+    vars(sql_mixin)["SQLITE_PRAGMAS"] = patient(constant.SQLITE_PRAGMAS)
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

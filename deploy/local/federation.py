@@ -107,14 +107,14 @@ class Federation:
 
     def _found(self, choice: Choice, model: Path) -> None:
         basis = self.folder / "basis.safetensors"
-        drawn = {"rank": choice.rank, "samples": choice.samples, "tokens": choice.sample_tokens}
-        self._confide("model", "basis", "--model", model, "--layers", choice.layers, "--out", basis, **drawn)
+        words: list[object] = ["--model", model, "--layers", choice.layers, "--rank", choice.rank, "--out", basis]
+        self._confide("model", "basis", *words, "--samples", choice.samples, "--tokens", choice.sample_tokens)
         door, control, observe = free_ports(3)
-        sizes = {"layers": choice.layers, "cohort": len(EXAMPLE), "rounds": choice.rounds, "hold": choice.hold_s}
-        sizes |= {"stage": choice.stage_s, "own_tokens": choice.own_tokens, "control": control, "observe": observe}
-        words: list[object] = ["--model", model, "--basis", basis, "--noise-multiplier", choice.noise_multiplier]
-        words += ["--federation", "local", "--address", f"127.0.0.1:{door}", "--listen", "127.0.0.1"]
-        self._confide("server", "init", self.server, *words, **sizes)
+        words = ["--federation", "local", "--address", f"127.0.0.1:{door}", "--listen", "127.0.0.1"]
+        words += ["--control", control, "--observe", observe, "--model", model, "--basis", basis]
+        words += ["--layers", choice.layers, "--cohort", len(EXAMPLE), "--rounds", choice.rounds]
+        words += ["--noise-multiplier", choice.noise_multiplier, "--own-tokens", choice.own_tokens]
+        self._confide("server", "init", self.server, *words, "--hold", choice.hold_s, "--stage", choice.stage_s)
 
     def _enrol(self, name: str, user: str, lines: Sequence[str], model: Path, choice: Choice) -> None:
         """Let a device join with its person's text, and admit it, if that was not done before."""
@@ -138,10 +138,9 @@ class Federation:
     def _begin(self, name: str, *words: str, **more: str) -> int:
         return self.processes.start(name, [sys.executable, "-P", *words], environment(more))
 
-    def _confide(self, *words: object, home: Path | None = None, **options: object) -> dict[str, Any]:
+    def _confide(self, *words: object, home: Path | None = None) -> dict[str, Any]:
         """Return the JSON object that a command prints. Raises ConfideError with its one line if it fails."""
-        told = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        command = [sys.executable, "-P", "-m", "confide", *map(str, words), *told, "--json"]
+        command = [sys.executable, "-P", "-m", "confide", *map(str, words), "--json"]
         place = {"CONFIDE_HOME": str(home)} if home is not None else {}
         done = subprocess.run(command, env=environment(place), capture_output=True, text=True, check=False)
         if done.returncode:

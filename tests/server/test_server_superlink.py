@@ -44,7 +44,7 @@ def test_flowers_own_database_waits_a_minute_for_a_lock(tmp_path: Path) -> None:
 
 
 def test_it_changes_the_one_setting_and_flower_still_has_it() -> None:
-    assert sql_mixin.SQLITE_PRAGMAS is constant.SQLITE_PRAGMAS
+    assert vars(sql_mixin)["SQLITE_PRAGMAS"] is constant.SQLITE_PRAGMAS
     before, after = dict(constant.SQLITE_PRAGMAS), dict(patient(constant.SQLITE_PRAGMAS))
     assert int(before["busy_timeout"]) < int(WAIT_MS), "no longer needed where Flower waits as long"
     assert {name for name in before if before[name] != after[name]} == {
